@@ -1,0 +1,169 @@
+"""The command `vitline`.
+
+This module imports neither PyTorch nor Ray nor MLflow: `--help` and completion answer at once, and each
+command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import VitlineError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Pre-trains Vision Transformers and shows what the pre-training bought.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Shows settings and their schema.")
+data_app = typer.Typer(no_args_is_help=True, help="Shows and checks datasets.")
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+
+ConfigPath = Annotated[Path, typer.Argument(help="configuration file, as configs/demo.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings, as pretrain.batch=256")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
+
+
+def main() -> None:
+    """Entry point: foreseen faults become one message and their exit code."""
+    try:
+        app(standalone_mode=True)
+    except VitlineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vitline {metadata.version('vitline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Pre-trains Vision Transformers and shows what the pre-training bought."""
+
+
+# ---------------------------------------------------------------- run
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would run and why")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="of a running Ray cluster; default: one is started here")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a configuration from images to report; finished work is skipped.
+
+    Example: vitline run configs/demo.yaml pretrain.duration='200 steps'
+    """
+    from launch.run import dry_run as plan_only
+    from launch.run import run_config
+    from pipeline.config_io import load_config
+
+    settings = load_config(config, overrides or [])
+    if address is not None:
+        settings = settings.model_copy(
+            update={"cluster": settings.cluster.model_copy(update={"address": address})}
+        )
+    if dry_run:
+        plan_only(settings, as_json=as_json)
+    else:
+        run_config(settings, as_json=as_json, on_stop=_stop_on_signals)
+
+
+@app.command()
+def status(
+    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, as runs/demo")],
+    as_json: Json = False,
+) -> None:
+    """Show the jobs of a run with state, time and result.
+
+    Example: vitline status runs/demo
+    """
+    from launch.status import print_status
+
+    print_status(run_path, as_json=as_json)
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    """First signal: stop in order, with checkpoints. Second Ctrl-C: at once."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        print("stopping: running jobs save and end; Ctrl-C once more ends at once", file=sys.stderr)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------- config
+
+
+@config_app.command("show")
+def config_show(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Print a configuration with every default filled in.
+
+    Example: vitline config show configs/demo.yaml seed=1
+    """
+    from pipeline.config_io import dump_config, load_config
+
+    settings = load_config(config, overrides or [])
+    typer.echo(
+        json.dumps(settings.model_dump(mode="json"), indent=1) if as_json else dump_config(settings),
+        nl=as_json,
+    )
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of a configuration: names, types, ranges, meanings.
+
+    Example: vitline config schema > vitline.schema.json
+    """
+    from pipeline.config import RunConfig
+
+    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=1))
+
+
+# ---------------------------------------------------------------- data
+
+
+@data_app.command("order")
+def data_order(
+    config: ConfigPath,
+    step: Annotated[
+        int, typer.Option(min=0, help="number of the batch, from 0; step t + 1 of the log consumes batch t")
+    ],
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, help="also say which rank reads each sample")] = 1,
+) -> None:
+    """Print the sample ids of one pre-training batch as JSON lines.
+
+    Example: vitline data order configs/demo.yaml --step 500 --ranks 2
+    """
+    from launch.order import print_order
+    from pipeline.config_io import load_config
+
+    print_order(load_config(config, overrides or []), step, ranks)

@@ -1,0 +1,142 @@
+"""The command `vitline run`: plan, drive, mirror to MLflow, and say how it ended."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from launch.display import RunDisplay
+from pipeline.config import RunConfig
+from pipeline.driver import Driver, plan_run, run_dir_of, write_outcome
+from pipeline.errors import VitlineError
+from pipeline.graph import Planned
+from pipeline.lease import Lease
+from pipeline.rundir import RunDir
+from pipeline.stages.checks import check_run
+
+# How long the end of a run waits for MLflow; what is not sent by then is sent by the next command.
+_MIRROR_CLOSE_S = 30.0
+
+
+def dry_run(config: RunConfig, *, as_json: bool) -> None:
+    """Print what would run and why; changes nothing."""
+    check_run(config)
+    planned = plan_run(config, run_dir_of(config))
+    if as_json:
+        print(json.dumps([_as_json(item) for item in planned], indent=1))
+        return
+    table = Table(
+        "job",
+        "state",
+        "why",
+        "digest",
+        title=f"{config.name}: {_count(planned)}",
+        title_justify="left",
+        box=box.SIMPLE,
+    )
+    for item in planned:
+        table.add_row(item.job.name, item.state, item.reason, item.digest)
+    Console().print(table)
+
+
+def run_config(config: RunConfig, *, as_json: bool, on_stop: Callable[[threading.Event], None]) -> None:
+    """Do all that is due and print the comparison.
+
+    Args:
+        config: checked settings.
+        as_json: print the outcome as one JSON object.
+        on_stop: called with the event that asks the driver to stop; installs the signal handlers.
+
+    Raises:
+        VitlineError: see pipeline/driver.py; RUN/result.json holds the outcome in any case.
+    """
+    check_run(config)
+    run = run_dir_of(config)
+    with Lease(run.lease) as lease:
+        planned = plan_run(config, run)
+        due = [item for item in planned if item.state == "due"]
+        Console(stderr=True, highlight=False).print(f"{config.name}: {_count(planned)}")
+        if due:
+            _drive(config, run, lease, planned, on_stop)
+        write_outcome(run, 0, None)
+    _print_end(config, run, planned, as_json=as_json)
+
+
+def _drive(
+    config: RunConfig,
+    run: RunDir,
+    lease: Lease,
+    planned: Sequence[Planned],
+    on_stop: Callable[[threading.Event], None],
+) -> None:
+    mirror = _start_mirror(config, run)
+    try:
+        with RunDisplay(run, list(planned)) as display:
+            stop = threading.Event()
+            on_stop(stop)
+            Driver(config, run, lease, display, stop, lambda: on_stop(stop)).drive(planned)
+    except VitlineError as error:
+        write_outcome(run, error.exit_code, str(error))
+        raise
+    finally:
+        if mirror is not None and not mirror.close(_MIRROR_CLOSE_S):
+            Console(stderr=True).print(
+                "MLflow did not take everything; the next `vitline run` sends the rest", style="yellow"
+            )
+
+
+def _start_mirror(config: RunConfig, run: RunDir) -> Any:
+    if not config.tracking.enabled:
+        return None
+    # MLflow takes seconds to import, and not every command tracks.
+    from pipeline.tracking import Mirror
+
+    mirror = Mirror(run, config.tracking, name=config.name)
+    mirror.start()
+    return mirror
+
+
+def _print_end(config: RunConfig, run: RunDir, planned: Sequence[Planned], *, as_json: bool) -> None:
+    # These bring in SciPy.
+    from pipeline.report.tables import as_dict, terminal_table
+    from pipeline.report.words import verdicts
+    from pipeline.transfer.results import collect, compare
+
+    comparison = compare(collect(run, [item.digest for item in planned]))
+    if as_json:
+        print(json.dumps(as_dict(comparison), indent=1))
+        return
+    # A file or a pipe has no width of its own; the table needs this much.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(terminal_table(comparison))
+    for sentence in (*verdicts(comparison), *comparison.warnings):
+        console.print(sentence, markup=False)
+    uri = config.tracking.uri or f"sqlite:///{run.path.parent}/mlflow.db"
+    print(f"report:  {run.report / 'report.html'}")
+    if config.tracking.enabled:
+        print(f"curves:  mlflow ui --backend-store-uri {uri}")
+    print(f"jobs:    vitline status {run.path}")
+
+
+def _count(planned: Sequence[Planned]) -> str:
+    counts = Counter(item.state for item in planned)
+    return f"{len(planned)} jobs, {counts['done']} done, {counts['due']} due"
+
+
+def _as_json(item: Planned) -> dict[str, Any]:
+    return {
+        "name": item.job.name,
+        "stage": item.job.stage,
+        "digest": item.digest,
+        "state": item.state,
+        "reason": item.reason,
+        "inputs": dict(item.inputs),
+    }

@@ -1,0 +1,1 @@
+"""The pipeline: data, training, transfer, and the graph that runs them in order."""

@@ -1,0 +1,1 @@
+"""From images to batches: shards, their exact order, and the reader. No ray, no mlflow, no training."""

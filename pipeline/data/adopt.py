@@ -1,0 +1,148 @@
+"""Shards that others wrote → indexes and a manifest; the shards stay where and as they are.
+
+One pass hops over a shard's headers and finds its samples, a second reads it once for the hashes. A
+remote shard is copied for that, one at a time for each process, and the copy is deleted.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pipeline.config import WebdatasetSource
+from pipeline.data.files import file_reader
+from pipeline.data.index import Scan, finish, read_blocks, save_index, scan
+from pipeline.data.manifest import Manifest, Shard, Split
+from pipeline.data.progress import Progress, Report, Run
+from pipeline.data.remote import RemoteFile, is_remote
+from pipeline.errors import DataError, UserError
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def adopt(settings: WebdatasetSource, directory: Path, *, report: Report, run: Run) -> Manifest:
+    """Index the shards of both splits; the indexes go to `directory`.
+
+    Raises:
+        UserError: a shard is missing or compressed, or the settings contradict the shards.
+        DataError: a shard is damaged, or a sample in it incomplete; shard and key are named.
+    """
+    splits, largest = {}, {}
+    for split in ("train", "test"):
+        job = _Job(settings, split, directory)
+        splits[split], largest[split] = _adopt_split(job, report, run)
+    classes = settings.classes or tuple(str(number) for number in range(largest["train"] + 1))
+    if largest["test"] >= len(classes):
+        raise DataError(
+            f"label {largest['test']} in test, but no label above {largest['train']} in train",
+            "the same classes in both splits",
+            "check the shards, or list the names under `classes` of the dataset",
+        )
+    return Manifest(classes, splits, settings.cache)
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """'a-{08..10}.tar' → a-08.tar, a-09.tar, a-10.tar; '{a,b}.tar' → a.tar, b.tar; several multiply."""
+    match = _BRACES.search(pattern)
+    if not match:
+        return [pattern]
+    numbers = _RANGE.fullmatch(match.group(1))
+    if numbers:
+        first, last = numbers.groups()
+        step = 1 if int(first) <= int(last) else -1
+        width = len(first) if first.startswith("0") else 0
+        values = [f"{n:0{width}d}" for n in range(int(first), int(last) + step, step)]
+    else:
+        values = match.group(1).split(",")
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [text for value in values for text in expand_braces(before + value + after)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One split that is adopted."""
+
+    settings: WebdatasetSource
+    split: str
+    directory: Path
+
+    @property
+    def pattern(self) -> str:
+        return str(getattr(self.settings, self.split))
+
+    @property
+    def names(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.settings.classes or ())}
+
+
+def _adopt_split(job: _Job, report: Report, run: Run) -> tuple[Split, int]:
+    """The split, and its largest label."""
+    names = [name if is_remote(name) else str(Path(name).absolute()) for name in expand_braces(job.pattern)]
+    for name in names:
+        if not is_remote(name) and not Path(name).is_file():
+            raise UserError(
+                f"no shard {name}",
+                f"the shards that {job.pattern!r} names",
+                f"correct `{job.split}` of the dataset",
+            )
+    chunk = next((size for name in names if (size := _chunk(job, name))), None)
+    if chunk is None:
+        raise DataError(
+            f"no samples in {job.pattern!r}", "at least one", f"correct `{job.split}` of the dataset"
+        )
+    progress = Progress(job.split, None, report)
+    shards, largest = [], -1
+    for shard, label in run(partial(_adopt_shard, job, chunk), list(enumerate(names))):
+        progress.add(shard.samples)
+        largest = max(largest, label)
+        if shard.samples:
+            shards.append(shard)
+    progress.end()
+    return Split(chunk, tuple(shards)), largest
+
+
+def _chunk(job: _Job, name: str) -> int | None:
+    """Samples in a chunk, judged by one shard; None if it is empty."""
+    with _local(job, name) as path:
+        found = _scan(path, name, job.names)
+    if not found.offset:
+        return None
+    return max(1, round(job.settings.write.chunk_bytes * len(found.offset) / found.end[-1]))
+
+
+def _adopt_shard(job: _Job, chunk: int, numbered: tuple[int, str]) -> tuple[Shard, int]:
+    """Index one shard; returns it and its largest label, -1 if it is empty."""
+    number, name = numbered
+    with _local(job, name) as path:
+        found = _scan(path, name, job.names)
+        index, sha256 = finish(found, chunk, read_blocks(path))
+        size = path.stat().st_size
+    index_name = f"{job.split}/{number:06d}.npz"
+    if found.offset:
+        save_index(job.directory / index_name, index)
+    return Shard(name, index_name, size, len(index), sha256), max(found.label, default=-1)
+
+
+def _scan(path: Path, name: str, names: dict[str, int]) -> Scan:
+    with file_reader(path) as read_at:
+        return scan(name, path.stat().st_size, read_at, names)
+
+
+@contextmanager
+def _local(job: _Job, name: str) -> Iterator[Path]:
+    """The shard as a local file: itself, or a copy that is deleted afterwards."""
+    if not is_remote(name):
+        yield Path(name)
+        return
+    remote = RemoteFile(name)
+    with tempfile.NamedTemporaryFile(dir=job.directory, prefix=".shard-") as file:
+        for block in remote.blocks(remote.size()):
+            file.write(block)
+        file.flush()
+        yield Path(file.name)

@@ -1,0 +1,117 @@
+"""Threads that turn samples into rows of a batch.
+
+Every decoder and resizer used here lets go of the interpreter's lock, so threads of one process are
+enough: each writes straight into its rows of one uint8 batch. No queue, no pickling, no per-sample copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.data.decode import Pixels, decode
+from pipeline.data.view import View
+
+STAND_IN = 128  # level of every pixel of a sample that cannot be decoded, and of padding
+PADDING = -1  # id of a row that holds no sample
+_ROWS = 16  # rows a thread takes at once
+
+I64 = NDArray[np.int64]
+Augment = Callable[[Pixels, int], Pixels]
+"""(decoded image, row) → (size, size, 3) uint8"""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's part of one step.
+
+    images: (n, 3, H, W) uint8, channels last in memory; labels: (n,) int64; ids: (n,) int64 in the
+    split; weights: (n,) float32, 0 for a sample that could not be decoded and for padding.
+    """
+
+    step: int
+    images: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    ids: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A sample that could not be decoded."""
+
+    id: int
+    key: str
+    reason: str
+
+
+class Assembler:
+    """A pool of threads for one view."""
+
+    def __init__(self, view: View, size: int, threads: int) -> None:
+        self._view = view
+        self._size = size
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        # Pinned memory is copied to a device while the next step computes; torch keeps and reuses it.
+        self._pin = torch.cuda.is_available()
+
+    def start(self, step: int, ids: I64, augment: Augment) -> Pending:
+        """Begin to fill a batch with these samples; PADDING stays empty."""
+        real = np.flatnonzero(ids != PADDING)
+        labels = np.zeros(len(ids), dtype=np.int64)
+        labels[real] = self._view.store.rows.labels(ids[real])
+        pixels = torch.empty((len(ids), self._size, self._size, 3), dtype=torch.uint8, pin_memory=self._pin)
+        pixels[torch.from_numpy(ids == PADDING)] = STAND_IN
+        weights = torch.from_numpy((ids != PADDING).astype(np.float32))
+        batch = Batch(
+            step, pixels.permute(0, 3, 1, 2), torch.from_numpy(labels), weights, torch.from_numpy(ids.copy())
+        )
+        shards, places = self._view.store.rows.locate(ids)
+        jobs = [
+            self._pool.submit(self._fill, rows, shards[rows], places[rows], pixels.numpy(), augment)
+            for rows in (real[start : start + _ROWS] for start in range(0, len(real), _ROWS))
+        ]
+        return Pending(batch, jobs, self._view)
+
+    def _fill(
+        self, rows: I64, shards: I64, places: I64, pixels: Pixels, augment: Augment
+    ) -> list[tuple[int, str]]:
+        """Fill some rows; returns (row, reason) of those that cannot be decoded."""
+        bad = []
+        read = self._view.store.read
+        for row, shard, place in zip(rows.tolist(), shards.tolist(), places.tolist(), strict=True):
+            image = decode(read(shard, place))
+            if isinstance(image, str):
+                bad.append((row, image))
+                pixels[row] = STAND_IN
+            else:
+                pixels[row] = augment(image, row)
+        return bad
+
+    def close(self) -> None:
+        """Finish what has begun, drop the rest, end the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A batch that is being filled."""
+
+    batch: Batch
+    jobs: list[Future[list[tuple[int, str]]]]
+    view: View
+
+    def finish(self) -> tuple[Batch, list[Bad]]:
+        """Wait for the batch; an error in a thread is raised here."""
+        bad = []
+        for job in self.jobs:
+            for row, reason in job.result():
+                sample = int(self.batch.ids[row])
+                self.batch.weights[row] = 0
+                bad.append(Bad(sample, self.view.key(sample), reason))
+        return self.batch, bad

@@ -1,0 +1,56 @@
+"""What the label member of a sample says: `cls`, `json` or `txt` → class number.
+
+`cls` and `txt` hold a number or a class name; `json` an object with "label", "cls" or "class_id".
+Of several members the first of this order counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from pipeline.errors import DataError
+
+MEMBERS = ("cls", "json", "txt")
+_FIELDS = ("label", "cls", "class_id")
+
+
+def parse_label(where: str, extension: str, content: bytes, names: Mapping[str, int]) -> int:
+    """The class number in a label member.
+
+    Args:
+        where: shard and key, for messages.
+        extension: one of MEMBERS.
+        content: of the member.
+        names: class name → number; may be empty.
+
+    Raises:
+        DataError: there is no number and no known name in it.
+    """
+    try:
+        text: object = content.decode("utf-8").strip()
+        if extension == "json":
+            fields = json.loads(content)
+            text = next((fields[name] for name in _FIELDS if name in fields), None)
+    except (ValueError, TypeError) as error:
+        raise _no_label(where, extension, f"{content[:40]!r} ({error})") from error
+    if isinstance(text, str) and text in names:
+        return names[text]
+    try:
+        number = int(str(text))
+    except ValueError:
+        raise _no_label(where, extension, repr(text)[:60]) from None
+    if not 0 <= number < 2**31 or (names and number >= len(names)):
+        expected = f"0 to {len(names) - 1}" if names else "0 to 2147483647"
+        raise DataError(
+            f"label {number} in {where}.{extension}", f"a class number, {expected}", "correct the label"
+        )
+    return number
+
+
+def _no_label(where: str, extension: str, found: str) -> DataError:
+    return DataError(
+        f"{found} in {where}.{extension}",
+        f"a class number or a class name; in json under one of {', '.join(_FIELDS)}",
+        "correct the label, or list the names under `classes` of the dataset",
+    )

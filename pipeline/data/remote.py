@@ -1,0 +1,131 @@
+"""Byte ranges of files on s3, gs and http(s), by fsspec, again until they are right.
+
+A range counts as read when its length and its check agree. Between tries a reader waits longer and
+longer, with jitter, so that many nodes do not return together. No shell is involved, and schemes other
+than these are refused.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import aiohttp
+import fsspec
+
+from pipeline.errors import DataError, EnvironmentUnfit, ReadError, UserError
+
+SCHEMES = ("s3", "gs", "http", "https")
+TRIES = 7
+_FIRST_WAIT_S = 0.2
+_LONGEST_WAIT_S = 10.0
+STALL_S = 20.0  # without a byte: the connection is given up
+_BLOCK = 16 * 2**20
+
+# Faults of a program, not of a network.
+_OWN_FAULTS = (TypeError, AttributeError, NameError, AssertionError)
+
+
+def is_remote(name: str) -> bool:
+    """Whether `name` is a URL.
+
+    Raises:
+        UserError: of a scheme that we do not read.
+    """
+    scheme, separator, _ = name.partition("://")
+    if not separator:
+        return False
+    if scheme not in SCHEMES:
+        raise UserError(f"the location {name!r}", f"a path, or a URL of {', '.join(SCHEMES)}", "correct it")
+    return True
+
+
+@cache
+def _filesystem(scheme: str, stall_s: float) -> Any:
+    options: dict[str, Any] = {}
+    if scheme in ("http", "https"):
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
+        options = {"timeout": timeout}
+    elif scheme == "s3":
+        waits = {"connect_timeout": stall_s, "read_timeout": stall_s, "retries": {"max_attempts": 1}}
+        options = {"config_kwargs": waits}
+    try:
+        return fsspec.filesystem(scheme, **options)
+    except ImportError as error:
+        extra = {"s3": "s3", "gs": "gcs"}.get(scheme, "dev")
+        raise EnvironmentUnfit(
+            f"{scheme}:// cannot be read here ({error})",
+            f"the extra {extra!r} of vitline",
+            f"pip install 'vitline[{extra}]' from the checkout or the wheel",
+        ) from error
+
+
+class RemoteFile:
+    """One file, read in ranges."""
+
+    def __init__(self, url: str, *, tries: int = TRIES, stall_s: float = STALL_S) -> None:
+        is_remote(url)
+        self.url = url
+        self._tries = tries
+        self._files = _filesystem(url.partition("://")[0], stall_s)
+
+    def size(self) -> int:
+        """Its length, bytes."""
+        size = self._again("its size", lambda: self._files.size(self.url))
+        if size is None:
+            raise DataError(
+                f"{self.url} does not say its length",
+                "a server that does",
+                "copy the shards to another server",
+            )
+        return int(size)
+
+    def read(self, start: int, end: int, check: Callable[[bytes], bool] = lambda data: True) -> bytes:
+        """Bytes start … end-1.
+
+        Raises:
+            DataError: there is no such file, or it may not be read.
+            ReadError: it could not be read in all tries, or `check` refused what came.
+        """
+
+        def get() -> bytes:
+            data: bytes = self._files.cat_file(self.url, start=start, end=end)
+            if len(data) != end - start:
+                raise OSError(f"{len(data)} bytes came instead of {end - start}")
+            if not check(data):
+                raise OSError("the bytes do not have the hash in the index")
+            return data
+
+        return bytes(self._again(f"bytes {start} to {end}", get))
+
+    def blocks(self, size: int) -> Iterator[bytes]:
+        """All of its `size` bytes in order, some MiB at a time."""
+        for start in range(0, size, _BLOCK):
+            yield self.read(start, min(size, start + _BLOCK))
+
+    def _again(self, what: str, get: Callable[[], Any]) -> Any:
+        last = ""
+        for attempt in range(self._tries):
+            if attempt:
+                longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt)
+                time.sleep(longest * random.uniform(0.5, 1.0))
+            try:
+                return get()
+            except (FileNotFoundError, PermissionError) as error:
+                raise DataError(
+                    f"{self.url} cannot be read ({type(error).__name__}: {error})",
+                    "a file that exists and may be read",
+                    "correct the location, or the rights of this account",
+                ) from error
+            except _OWN_FAULTS:
+                raise
+            except Exception as error:
+                last = f"{type(error).__name__}: {error}"
+        raise ReadError(
+            f"{what} of {self.url} did not arrive in {self._tries} tries (last: {last[:200]})",
+            "a store that answers, and bytes with the hash in the index",
+            "check the network and the store; if the shard was changed, index the dataset again",
+        )

@@ -1,0 +1,128 @@
+"""Many ranks that live and die together, placed by Ray Train.
+
+    start ──► Ray Train places W workers, sets the ranks' variables, joins them in one process group
+              each runs pipeline.train.worker on the same job
+    a rank dies ──► Ray Train ends the others ──► the driver decides by the first failing rank's error:
+              a lost process, node or connection is tried again (a new generation, from the last
+              complete checkpoint), a fault of the input or the data is not
+
+Checkpoints, events and samples are the worker's own; nothing goes through Ray Train's reports. This is the
+only file that knows Ray Train.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StopRequested, VitlineError
+from pipeline.graph import Outcome, Planned
+
+# Set on purpose; Ray Train's own values stand behind each. Read when ray.train is imported.
+_ENVIRONMENT = {
+    # 2 s: the only poll that notices a dead rank.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    # 600 s: a rank that does not answer is dead.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+    # 60 s: large images are pulled and PyTorch imported meanwhile, on busy disks.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+}
+os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+
+import ray.train  # noqa: E402
+from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError  # noqa: E402
+
+# A collective that nobody joins for this long has lost a rank.
+_COLLECTIVE_TIMEOUT_S = 600
+
+
+class Gang:
+    """One attempt of a gang job; runs in a thread, because Ray Train's `fit` blocks."""
+
+    def __init__(self, run_dir: Path, planned: Planned) -> None:
+        self.planned = planned
+        self._run_dir = run_dir.resolve()
+        self._outcome: Outcome | None = None
+        self._thread = threading.Thread(target=self._fit, name=f"gang-{planned.digest}", daemon=True)
+        self._thread.start()
+
+    def poll(self) -> Outcome | None:
+        """How it ended; None while it runs."""
+        return None if self._thread.is_alive() else self._outcome
+
+    def _fit(self) -> None:
+        digest = self.planned.digest
+        try:
+            self._trainer().fit()
+        except TrainingFailedError as error:
+            self._outcome = _failure(digest, error)
+        except Exception as error:
+            # Whatever ends this thread must reach the driver, which else waits for ever.
+            self._outcome = Outcome(digest=digest, error=f"{type(error).__name__}: {error}", retry=False)
+        else:
+            done = (self._run_dir / "jobs" / digest / "result.json").exists()
+            self._outcome = Outcome(digest=digest, stopped=not done)
+
+    def _trainer(self) -> TorchTrainer:
+        job = self.planned.job
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        return TorchTrainer(
+            _rank,
+            train_loop_config={"run_dir": str(self._run_dir), "digest": self.planned.digest},
+            torch_config=TorchConfig(backend="nccl" if job.gpus else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=job.workers,
+                use_gpu=job.gpus > 0,
+                resources_per_worker={"CPU": job.cpus, **({"GPU": job.gpus} if job.gpus else {})},
+                placement_strategy="PACK",
+            ),
+            run_config=ray.train.RunConfig(
+                name=self.planned.digest,
+                storage_path=str(self._run_dir / "launch" / "ray_train"),
+                # Retries are the driver's: it knows which errors another try can help.
+                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
+            ),
+        )
+
+
+def _rank(config: dict[str, Any]) -> None:
+    """Runs on each worker of the gang."""
+    # Imported where the work is done; the driver needs no PyTorch.
+    from pipeline.train import worker
+
+    try:
+        worker.run(Path(config["run_dir"]), config["digest"])
+    except StopRequested:
+        # All ranks agreed to stop and saved; Ray Train must not count this as a failure.
+        return
+
+
+def _failure(digest: str, error: TrainingFailedError) -> Outcome:
+    if not isinstance(error, WorkerGroupError):
+        return Outcome(digest=digest, error=str(error), retry=True)
+    failures = [_cause(failure) for _, failure in sorted(error.worker_failures.items())]
+    # Survivors fail with a broken connection when one rank goes; an error of ours says more.
+    own = [failure for failure in failures if isinstance(failure, VitlineError)]
+    first = own[0] if own else failures[0]
+    if isinstance(first, VitlineError):
+        return Outcome(digest=digest, error=str(first), fault=first, retry=first.retry)
+    return Outcome(digest=digest, error=f"{type(first).__name__}: {first}", retry=not _is_bug(first))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The exception that the rank raised, out of Ray's wrappings."""
+    cause = getattr(error, "cause", None)
+    return _cause(cause) if isinstance(cause, BaseException) else error
+
+
+def _is_bug(error: BaseException) -> bool:
+    """An error that comes again with the same code and data."""
+    return isinstance(error, TypeError | AttributeError | NameError | KeyError | IndexError | AssertionError)

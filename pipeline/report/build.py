@@ -1,0 +1,104 @@
+"""Builds RUN/report: one page that needs nothing else, the tables as files, the plots as pictures.
+
+RUN/report/
+  report.html     everything; no script, no network, the same bytes for the same results
+  results.csv     one line for each dataset and model
+  results.json    rows, pairs, verdicts and warnings
+  NAME.png        each plot
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.gather import Facts, gather
+from pipeline.report.page import Page, render_page
+from pipeline.report.sections import sections
+from pipeline.report.tables import as_csv, as_dict
+from pipeline.report.words import clean, count, exaflops, quantity
+from pipeline.rundir import RunDir, write_atomic, write_json
+from pipeline.transfer.cells import Cost
+from pipeline.transfer.results import Comparison
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """What was written, and the comparison that it shows."""
+
+    html: Path
+    csv: Path
+    json: Path
+    pictures: tuple[Path, ...]
+    comparison: Comparison
+
+
+def build(run: RunDir, config: Mapping[str, Any], digests: Mapping[str, str]) -> ReportPaths:
+    """Write the report of the finished jobs among `digests`.
+
+    Args:
+        config: the resolved configuration, `RunConfig.model_dump(mode="json")`.
+        digests: job name → digest, all jobs of the run; those that are not done are left out.
+
+    Raises:
+        UserError: nothing was evaluated yet.
+        DataError: predictions that are missing or disagree with their result.
+    """
+    facts = gather(run, config, digests)
+    parts = sections(facts)
+    report = run.report
+    pictures = []
+    for panel in (panel for part in parts for panel in part.figures):
+        pictures.append(report / f"{panel.drawing.name}.png")
+        write_atomic(pictures[-1], panel.drawing.png)
+    write_atomic(report / "results.csv", as_csv(facts.comparison).encode())
+    write_json(report / "results.json", as_dict(facts.comparison))
+    page = Page(
+        name=clean(facts.name),
+        question=_question(facts),
+        comparison=facts.comparison,
+        facts=_facts(facts),
+        sections=parts,
+        footer=_footer(facts),
+    )
+    write_atomic(report / "report.html", render_page(page).encode(errors="replace"))
+    return ReportPaths(
+        html=report / "report.html",
+        csv=report / "results.csv",
+        json=report / "results.json",
+        pictures=tuple(pictures),
+        comparison=facts.comparison,
+    )
+
+
+def _question(facts: Facts) -> str:
+    model = facts.config["pretrain"]["model"]["name"]
+    return f"What did the pre-training of {clean(model)} on {clean(facts.config['pretrain']['dataset'])} buy?"
+
+
+def _facts(facts: Facts) -> list[tuple[str, str]]:
+    pretrain, transfer = facts.config["pretrain"], facts.config["transfer"]
+    protocol = transfer["protocol"]
+    spent: dict[str, Cost] = {}
+    for cell in facts.cells:
+        spent |= {stage: cost for stage, cost in cell.cost.items() if stage == "pretrain"}
+    cost = spent.get("pretrain", Cost())
+    compute = f", {exaflops(cost.exaflops)}" if cost.exaflops else ""
+    return [
+        ("Pre-training", f"{pretrain['duration']} of {count(pretrain['batch'])}"),
+        ("Images seen", f"{quantity(cost.images, '')}{compute}" if cost.images else "–"),
+        ("Protocol", f"{clean(protocol['name'])}: {protocol['duration']} at {protocol['image_size']} px"),
+        ("Starts", ", ".join(facts.comparison.labels)),
+        ("Datasets", ", ".join(clean(name) for name in facts.comparison.datasets)),
+        ("Seeds", ", ".join(str(seed) for seed in transfer["seeds"])),
+    ]
+
+
+def _footer(facts: Facts) -> str:
+    when = datetime.datetime.fromtimestamp(facts.finished, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    version = f"vitline {clean(facts.version)}" if facts.version else "vitline"
+    commit = f", commit {clean(facts.commit, 12)}" if facts.commit else ""
+    return f"{version}{commit} · last result {when} · made by: vitline run CONFIG"

@@ -1,0 +1,182 @@
+"""What the page says: its sections in the order in which they are read, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from pipeline.report import plots, sheets
+from pipeline.report.curves import Curve
+from pipeline.report.figures import Drawing
+from pipeline.report.gather import Facts
+from pipeline.report.sheets import Sheet
+from pipeline.report.words import clean
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A plot, what it says, and its numbers."""
+
+    drawing: Drawing
+    caption: str
+    table: Sheet
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    id: str
+    title: str
+    text: Sequence[str] = ()
+    table: Sheet | None = None
+    figures: Sequence[Panel] = ()
+    points: Sequence[str] = ()
+    folded: Sequence[tuple[str, Sheet]] = ()
+    listing: tuple[str, str] | None = None
+    short: str = ""
+
+
+def sections(facts: Facts) -> list[Section]:
+    """All sections that have something to say."""
+    parts = (_results, _compute, _curves, _choices, _classes, _data, _run, _limits)
+    return [section for part in parts for section in part(facts)]
+
+
+def _results(facts: Facts) -> Iterator[Section]:
+    comparison = facts.comparison
+    figures = []
+    if comparison.pairs:
+        figures.append(
+            Panel(
+                plots.forest(comparison),
+                "Difference to the baseline on the same test images. Filled: shown to differ; hollow: not.",
+                sheets.pairs(comparison),
+            )
+        )
+    figures.append(
+        Panel(
+            plots.accuracy(comparison),
+            "Mean over seeds. The bar covers the choice of test images; the ticks are the seeds.",
+            sheets.seeds(comparison),
+        )
+    )
+    yield Section("results", "Results", table=sheets.results(comparison), figures=figures)
+
+
+def _compute(facts: Facts) -> Iterator[Section]:
+    caption = (
+        "Every training behind a point counts: its fine-tuning, the trainings that chose its learning rate "
+        "and, for the pretrained start, the whole pre-training. One pre-training serves all datasets, so its "
+        "share shrinks with each dataset that uses it."
+    )
+    panel = Panel(plots.compute(facts.comparison), caption, sheets.costs(facts.comparison), wide=True)
+    yield Section("compute", "Accuracy against compute", figures=[panel], short="Compute")
+
+
+def _curves(facts: Facts) -> Iterator[Section]:
+    panels = []
+    pretrain = facts.jobs_of("pretrain")
+    if pretrain and pretrain[0].curve is not None and pretrain[0].curve.steps:
+        drawing = plots.pretraining(pretrain[0].curve)
+        panels.append(
+            Panel(drawing, "Pre-training: loss of each logged step.", sheets.trainings(pretrain), wide=True)
+        )
+    finetune = facts.jobs_of("finetune")
+    curves: dict[str, dict[str, list[Curve]]] = {}
+    for job in finetune:
+        if job.curve is not None and job.curve.steps:
+            dataset, start = str(job.settings["dataset"]), str(job.settings["start"])
+            curves.setdefault(dataset, {}).setdefault(start, []).append(job.curve)
+    if curves:
+        drawing = plots.finetuning(curves, facts.comparison.labels)
+        caption = "Fine-tuning: mean over seeds, the band is their range."
+        panels.append(Panel(drawing, caption, sheets.trainings(finetune), wide=True))
+    if panels:
+        yield Section("curves", "Learning curves", figures=panels)
+
+
+def _choices(facts: Facts) -> Iterator[Section]:
+    if facts.choices:
+        text = (
+            "Each rate was trained on a part of the training set and scored on the rest of it; the best was "
+            "then trained on all of it. The test split played no part.",
+        )
+        yield Section(
+            "choices",
+            "How the learning rate was chosen",
+            text,
+            table=sheets.choices(facts),
+            short="Learning rates",
+        )
+
+
+def _classes(facts: Facts) -> Iterator[Section]:
+    folded = [
+        (
+            f"{clean(pair.dataset)}: {clean(pair.challenger)} against {clean(pair.baseline)}",
+            sheets.class_changes(facts, pair.dataset, pair.challenger),
+        )
+        for pair in facts.comparison.pairs
+        if pair.p is not None
+    ]
+    if folded:
+        text = ("Single classes have few images; read this to find causes, not to draw conclusions.",)
+        yield Section("classes", "Which classes changed", text, folded=folded, short="Classes")
+
+
+def _data(facts: Facts) -> Iterator[Section]:
+    if facts.data:
+        text = (
+            "A fingerprint names the exact images and labels; results of different ones are never compared.",
+        )
+        yield Section("data", "Data", text, table=sheets.data(facts))
+
+
+def _run(facts: Facts) -> Iterator[Section]:
+    folded = [
+        ("Attempts of the pre-training", sheets.attempts(job))
+        for job in facts.jobs_of("pretrain")
+        if job.curve
+    ]
+    settings = yaml.safe_dump(dict(facts.config), sort_keys=False, allow_unicode=True)
+    listing = ("All settings of the run", settings)
+    yield Section("run", "Run", table=sheets.stages(facts), folded=folded, listing=listing)
+
+
+def _limits(facts: Facts) -> Iterator[Section]:
+    yield Section("limits", "What this does not show", points=list(_limit_lines(facts)), short="Limits")
+
+
+def _limit_lines(facts: Facts) -> Iterator[str]:
+    comparison = facts.comparison
+    seeds = sorted({len(row.seeds) for row in comparison.rows})
+    yield (
+        f"Seeds: {' to '.join(map(str, seeds))} for each cell. The intervals of accuracies and differences "
+        "cover the choice of test images only; how much another seed moves a number is in the intervals over "
+        "seeds." + (" With fewer than 3 seeds that is hardly known." if seeds[0] < 3 else "")
+    )
+    yield (
+        "One pre-training: another seed of it may transfer better or worse, and no number here covers that."
+    )
+    tests = sum(pair.p is not None for pair in comparison.pairs)
+    yield (
+        f"Tests: {tests}, two-sided at 5 %, adjusted by Holm over all of them. “No difference shown” is not "
+        "“no difference”: the interval says which differences remain possible."
+    )
+    protocols = sorted({row.protocol for row in comparison.rows})
+    yield (
+        f"Protocol: {', '.join(map(clean, protocols))} only. Another budget, resolution or grid of learning "
+        "rates can change the order; a longer fine-tuning most often narrows the lead of pre-training."
+    )
+    opened = [f"{clean(card.name)} {card.openings}" for card in facts.data if card.openings]
+    if opened:
+        yield (
+            f"Openings of the test splits so far: {', '.join(opened)}; each model and seed needs one. "
+            "Every further choice made after looking at them makes them less of a test."
+        )
+    unreadable = [f"{clean(card.name)} {card.unreadable}" for card in facts.data if card.unreadable]
+    if unreadable:
+        yield f"Unreadable images were left out when the data was prepared: {', '.join(unreadable)}."
+    yield "Near-duplicates between the pre-training images and the test splits were not searched for."

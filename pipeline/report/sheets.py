@@ -1,0 +1,298 @@
+"""The tables of the page, as plain values."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.gather import Facts, JobCard
+from pipeline.report.tables import HEADS, cells_of, cost_text, pair_of
+from pipeline.report.words import clean, count, duration, exaflops, p_value, percent, quantity, signed
+from pipeline.transfer.cells import TRAINING_STAGES, Cell
+from pipeline.transfer.results import Comparison
+
+# Classes shown each way in the table of changes.
+MOST_CLASSES = 8
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row; `rule` draws a line above it, `tone` colours its last word."""
+
+    cells: Sequence[str]
+    rule: bool = False
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table; `words` are the columns of text, which are set to the left."""
+
+    heads: Sequence[str]
+    rows: Sequence[Line]
+    words: Sequence[int] = (0,)
+
+
+def grouped(heads: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> Sheet:
+    """A sheet with a rule where the first column changes, and its repeats left out."""
+    lines = []
+    before = None
+    for row in rows:
+        new = row[0] != before
+        lines.append(Line([row[0] if new else "", *row[1:]], rule=new and before is not None))
+        before = row[0]
+    return Sheet(heads, lines, words)
+
+
+def results(comparison: Comparison) -> Sheet:
+    lines = []
+    before = ""
+    for row in comparison.rows:
+        cells = cells_of(comparison, row)
+        pair = pair_of(comparison, row)
+        new = row.dataset != before
+        shown = [cells[0] if new else "", *cells[1:]]
+        tone = pair.verdict.replace(" ", "-") if pair else ""
+        lines.append(Line(shown, rule=new and before != "", tone=tone))
+        before = row.dataset
+    return Sheet(HEADS, lines, (0, 1, len(HEADS) - 1))
+
+
+def pairs(comparison: Comparison) -> Sheet:
+    """What each verdict rests on."""
+    heads = (
+        "dataset",
+        "model",
+        "only it right",
+        "only baseline right",
+        "test",
+        "p",
+        "p (Holm)",
+        "p over seeds",
+    )
+    rows = [
+        (
+            clean(pair.dataset),
+            clean(pair.challenger),
+            count(pair.gained),
+            count(pair.lost),
+            "overlap" if pair.intervals_overlap else "apart",
+            pair.test,
+            p_value(pair.p),
+            p_value(pair.p_holm),
+            p_value(pair.seed_p),
+        )
+        for pair in comparison.pairs
+    ]
+    return grouped(heads, rows, (0, 1, 4, 5))
+
+
+def seeds(comparison: Comparison) -> Sheet:
+    """Each seed, and the interval of their mean."""
+    rows = [
+        (
+            clean(row.dataset),
+            clean(row.label),
+            percent(row.top1),
+            ", ".join(f"{100 * value:.1f}" for value in row.top1_by_seed),
+            f"{100 * row.seed_interval.low:.1f} to {100 * row.seed_interval.high:.1f}"
+            if row.seed_interval
+            else "–",
+        )
+        for row in comparison.rows
+    ]
+    return grouped(("dataset", "model", "top-1", "by seed, %", "95 % over seeds (t), %"), rows, (0, 1))
+
+
+def costs(comparison: Comparison) -> Sheet:
+    """Compute behind each row, by stage."""
+    rows = []
+    for row in comparison.rows:
+        parts = [row.cost_by_stage.get(stage) for stage in TRAINING_STAGES]
+        shown = [
+            "–"
+            if part is None
+            else exaflops(part.exaflops)
+            if part.exaflops
+            else quantity(part.images, "images")
+            for part in parts
+        ]
+        cells = (
+            percent(row.top1),
+            *shown,
+            cost_text(row),
+            quantity(row.cost.images, ""),
+            duration(row.cost.seconds),
+        )
+        rows.append((clean(row.dataset), clean(row.label), *cells))
+    heads = (
+        "dataset",
+        "model",
+        "top-1",
+        "pre-training",
+        "choosing",
+        "fine-tuning",
+        "in all",
+        "images",
+        "time",
+    )
+    return grouped(heads, rows, (0, 1))
+
+
+def trainings(cards: Sequence[JobCard]) -> Sheet:
+    """Final numbers of trainings."""
+    lines = []
+    for card in cards:
+        curve = card.curve
+        assert curve is not None, f"{card.name} is no training"
+        lines.append(
+            Line(
+                [
+                    clean(card.name, 64),
+                    count(curve.steps[-1]) if curve.steps else "–",
+                    f"{curve.losses[-1]:.3f}" if curve.losses else "–",
+                    percent(curve.validations[-1][1]) if curve.validations else "–",
+                    quantity(curve.rate, "images/s") if curve.rate else "–",
+                    duration(card.seconds),
+                    str(card.attempts),
+                ]
+            )
+        )
+    return Sheet(("job", "steps", "last loss", "validation top-1", "speed", "time", "attempts"), lines)
+
+
+def choices(facts: Facts) -> Sheet:
+    """The grid of learning rates; the chosen one is marked."""
+    chosen = {(row.dataset, row.label): row.learning_rates for row in facts.comparison.rows}
+    rows = [
+        (
+            clean(dataset),
+            clean(start),
+            f"{choice.rate:g}",
+            percent(choice.top1),
+            f"{choice.loss:.3f}",
+            "chosen" if choice.rate in chosen.get((dataset, start), ()) else "",
+        )
+        for (dataset, start), tried in facts.choices.items()
+        for choice in tried
+    ]
+    return grouped(
+        ("dataset", "start", "learning rate", "held-out top-1", "held-out loss", ""), rows, (0, 1, 5)
+    )
+
+
+def data(facts: Facts) -> Sheet:
+    heads = (
+        "dataset",
+        "source",
+        "classes",
+        "train",
+        "test",
+        "unreadable",
+        "test opened",
+        "train fingerprint",
+    )
+    rows = [
+        Line(
+            [
+                clean(card.name),
+                clean(card.source),
+                count(card.classes),
+                count(card.samples.get("train", 0)),
+                count(card.samples.get("test", 0)),
+                count(card.unreadable),
+                str(card.openings) if card.openings else "–",
+                card.fingerprints.get("train", "–")[:16],
+                card.fingerprints.get("test", "–")[:16],
+            ]
+        )
+        for card in facts.data
+    ]
+    return Sheet((*heads, "test fingerprint"), rows, (0, 1))
+
+
+def stages(facts: Facts) -> Sheet:
+    """Jobs, time and restarts of each stage."""
+    lines = []
+    for stage in dict.fromkeys(job.stage for job in facts.jobs):
+        cards = facts.jobs_of(stage)
+        curves = [card.curve for card in cards if card.curve is not None]
+        lines.append(
+            Line(
+                [
+                    stage,
+                    count(len(cards)),
+                    duration(sum(card.seconds for card in cards)),
+                    duration(max(card.seconds for card in cards)),
+                    count(sum(card.attempts - 1 for card in cards)),
+                    count(sum(curve.skipped for curve in curves)) if curves else "–",
+                ]
+            )
+        )
+    return Sheet(("stage", "jobs", "time, summed", "longest", "restarts", "skipped steps"), lines)
+
+
+def attempts(card: JobCard) -> Sheet:
+    """What each attempt of the pre-training ran on."""
+    starts = card.curve.starts if card.curve else ()
+    lines = [
+        Line(
+            [
+                str(start.get("attempt", place)),
+                _time(start.get("time")),
+                str(start.get("step", 0)),
+                *(
+                    clean(start.get(key, "–"))
+                    for key in ("world", "batch", "micro_batch", "precision", "engine")
+                ),
+            ]
+        )
+        for place, start in enumerate(starts, 1)
+    ]
+    heads = ("attempt", "started (UTC)", "from step", "ranks", "batch", "micro-batch", "precision", "engine")
+    return Sheet(heads, lines, (0, 1))
+
+
+def _time(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return "–"
+    return datetime.datetime.fromtimestamp(value, datetime.UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def class_changes(facts: Facts, dataset: str, challenger: str) -> Sheet:
+    """Classes whose accuracy changed most against the baseline, means over seeds."""
+    baseline = facts.comparison.baseline
+    sides = [
+        [c for c in facts.cells if (c.dataset, c.label) == (dataset, name)] for name in (challenger, baseline)
+    ]
+    first = sides[0][0]
+    by_class = [np.array([_by_class(cell) for cell in side]).mean(0) for side in sides]
+    numbers = np.bincount(first.labels, minlength=by_class[0].size)
+    difference = by_class[0] - by_class[1]
+    order = [int(k) for k in np.argsort(-difference, kind="stable") if numbers[k]]
+    shown = order if len(order) <= 2 * MOST_CLASSES else [*order[:MOST_CLASSES], *order[-MOST_CLASSES:]]
+    lines = [
+        Line(
+            [
+                clean(first.classes[k]) if k < len(first.classes) else str(k),
+                count(numbers[k]),
+                percent(by_class[0][k]),
+                percent(by_class[1][k]),
+                signed(100 * float(difference[k])),
+            ],
+            rule=place == MOST_CLASSES and shown is not order,
+        )
+        for place, k in enumerate(shown)
+    ]
+    return Sheet(("class", "n", clean(challenger), clean(baseline), "difference, pp"), lines)
+
+
+def _by_class(cell: Cell) -> np.ndarray[Any, np.dtype[np.float64]]:
+    size = max(len(cell.classes), int(cell.labels.max()) + 1)
+    numbers = np.bincount(cell.labels, minlength=size)
+    right = np.bincount(cell.labels, weights=cell.correct, minlength=size)
+    return right / np.maximum(numbers, 1)

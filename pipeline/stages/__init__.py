@@ -1,0 +1,1 @@
+"""What each stage needs, makes and is identified by."""

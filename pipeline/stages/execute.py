@@ -1,0 +1,76 @@
+"""Runs one job in this process, from its job.json to its result.json.
+
+Imported by the processes that do the work, not by the driver: it brings in PyTorch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from pipeline.config import DatasetSettings
+from pipeline.data.write import prepare as write_dataset
+from pipeline.errors import TrainingError
+from pipeline.events import EventLog
+from pipeline.rundir import RunDir, read_json
+from pipeline.stages import finetune, prepare
+from pipeline.stages.catalog import write_result
+from pipeline.train import worker
+
+_DATASET: TypeAdapter[DatasetSettings] = TypeAdapter(DatasetSettings)
+
+
+def execute(run_dir: Path, digest: str, stop_asked: Callable[[], bool] | None = None) -> None:
+    """Do the job.
+
+    Raises:
+        VitlineError: a fault of the input, the data or the training.
+        StopRequested: `stop_asked` or the job's stop file was seen.
+    """
+    run = RunDir(run_dir)
+    job = read_json(run.job(digest).job)
+    assert job is not None, f"no job.json for {digest}"
+    if job["stage"] == prepare.STAGE:
+        _prepare(run, digest, job)
+    elif job["stage"] == finetune.CHOOSE:
+        _choose(run, digest, job, stop_asked)
+    else:
+        worker.run(run_dir, digest, stop_asked=stop_asked)
+
+
+def _choose(run: RunDir, digest: str, job: dict[str, Any], stop_asked: Callable[[], bool] | None) -> None:
+    """A rate that diverges is an answer, not a failure: it has a result without a score."""
+    started = time.time()
+    try:
+        worker.run(run.path, digest, stop_asked=stop_asked)
+    except TrainingError as error:
+        write_result(run, digest, job, started, metrics={}, outputs={"diverged": error.found})
+
+
+def _prepare(run: RunDir, digest: str, job: dict[str, Any]) -> None:
+    started = time.time()
+    settings = _DATASET.validate_python(job["slice"]["dataset"])
+    manifest = write_dataset(settings, run.job(digest).path, report=EventLog(run.job(digest).events))
+    bad = [
+        f"{name}/{image.key}: {image.reason}"
+        for name, split in manifest.splits.items()
+        for image in split.bad
+    ]
+    write_result(
+        run,
+        digest,
+        job,
+        started,
+        metrics={f"data/{name}_samples": float(split.samples) for name, split in manifest.splits.items()},
+        outputs={
+            "classes": len(manifest.classes),
+            "fingerprints": {name: split.fingerprint for name, split in manifest.splits.items()},
+            "unreadable": len(bad),
+            "unreadable_images": bad,
+            "note": f"{len(bad)} unreadable images left out, the first: {bad[0]}" if bad else "",
+        },
+    )

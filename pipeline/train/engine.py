@@ -1,0 +1,66 @@
+"""The choice between the two engines.
+
+plain (plain.py)   PyTorch on one rank; the reference of the self-test, and what small jobs use
+zero  (zero.py)    DeepSpeed ZeRO on any number of ranks
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config import EngineSettings, OptimizerSettings
+from pipeline.errors import ConfigError
+from pipeline.train.interface import BatchShape, Engine
+from pipeline.train.optim import make_groups, make_optimizer, rules
+from pipeline.train.plain import PlainEngine
+from pipeline.train.world import World
+
+
+def create_engine(
+    module: nn.Module, optimizer: OptimizerSettings, settings: EngineSettings, shape: BatchShape, world: World
+) -> Engine:
+    """Put `module` into the engine that the settings ask for, on this rank's device."""
+    if settings.activation_checkpointing:
+        module.set_activation_checkpointing(True)  # type: ignore[operator]
+    if settings.compile:
+        _compile_blocks(module)
+    module.to(world.device)
+    made = make_optimizer(make_groups(module.named_parameters(), rules(optimizer)), optimizer)
+    if settings.kind == "plain":
+        if world.size > 1:
+            raise ConfigError(
+                f"engine.kind plain on {world.size} ranks",
+                "one rank",
+                "set engine.kind to zero, or workers to 1",
+            )
+        return PlainEngine(module, made, optimizer.clip_norm, settings.precision)
+    engine: Engine = _import_zero().ZeroEngine(module, made, optimizer.clip_norm, settings, shape, world)
+    return engine
+
+
+def _compile_blocks(module: nn.Module) -> None:
+    """Compile block by block, in place: one graph serves all blocks, and names stay as they are."""
+    for block in module.blocks:  # type: ignore[union-attr]
+        block.compile()
+
+
+def _import_zero() -> Any:
+    """Import DeepSpeed late and silently: it costs 2 s that jobs with the plain engine do not pay."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    level = logging.getLogger().level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zero = importlib.import_module("pipeline.train.zero")
+    logging.getLogger().setLevel(level)
+    # DeepSpeed calls collectives by names that PyTorch has deprecated, several times a step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    return zero

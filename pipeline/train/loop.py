@@ -1,0 +1,213 @@
+"""The training loop: one function, read from top to bottom.
+
+A step takes one batch (order and masks: pipeline/data) and makes one update of the optimizer. Batch t
+feeds step t + 1; steps are counted from 1. Ranks agree by one small all-reduce before the update on
+everything that changes the path: whether the loss is finite, whether to stop, whether a save is down.
+
+The loss of a step is the mean over the samples of the whole batch that have a weight: each rank divides
+its sums by the weights of all ranks, so ranks, micro-batches and accumulation change nothing but
+rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from model.losses import loss_sum
+from pipeline.config import TrainSettings
+from pipeline.data.assemble import Batch
+from pipeline.errors import StopRequested, TrainingError
+from pipeline.train.interface import BatchShape, Engine
+from pipeline.train.meters import Meters
+from pipeline.train.optim import learning_rate
+from pipeline.train.samplelog import SampleLog
+from pipeline.train.saving import Saver
+from pipeline.train.world import World
+
+SHOWN_IDS = 16  # sample ids in a message
+SKIPS_IN_A_ROW = 3  # updates left out one after the other, because of gradients, that end a training
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of a training that are known before its first step."""
+
+    steps: int
+    warmup: int  # steps
+    log_every: int  # steps
+    save_every: int | None  # steps; None: only at the end and when stopped
+    shape: BatchShape
+    samples: int  # in an epoch
+    seed: int
+
+
+@dataclass
+class Training:
+    """What the loop works with; lives as long as one attempt."""
+
+    plan: Plan
+    settings: TrainSettings
+    engine: Engine
+    batches: Iterator[Batch]
+    saver: Saver
+    world: World
+    report: Callable[[Mapping[str, Any]], None]
+    stop_asked: Callable[[], bool]
+    sample_log: SampleLog | None
+    record: Callable[[int], Mapping[str, Any]]  # what a checkpoint after a step says beside its fragments
+    skipped: int = 0  # updates left out in this attempt
+    last: dict[str, float] = field(default_factory=dict)  # figures of the last report
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What all ranks know before the update."""
+
+    loss: float  # mean over the whole batch
+    finite: bool
+    stop: bool
+    saved: bool  # every rank has written its part of the save in progress
+
+
+def train(run: Training, step: int) -> None:
+    """Train from `step` steps done to the end, and save.
+
+    Raises:
+        StopRequested: a stop was asked for; a checkpoint of the last step done is complete.
+        TrainingError: a loss, or several gradients in a row, were not finite.
+    """
+    plan, engine, saver = run.plan, run.engine, run.saver
+    meters = Meters(plan.shape.batch, plan.steps, step)
+    skips_in_a_row = 0
+    engine.training(True)
+    while step < plan.steps:
+        asked_s = time.perf_counter()
+        batch = next(run.batches)
+        meters.waited(time.perf_counter() - asked_s)
+
+        seed_chance(plan.seed, step, run.world.rank)
+        losses = forward_and_backward(run, batch)
+        verdict = agree(run, losses)
+        step += 1
+        if not verdict.finite:
+            raise not_finite(run, step, batch, losses)
+
+        rate = learning_rate(step, plan.steps, plan.warmup, run.settings.optimizer)
+        applied = engine.step(rate)
+        skips_in_a_row = 0 if applied else skips_in_a_row + 1
+        run.skipped += not applied
+        if skips_in_a_row == SKIPS_IN_A_ROW:
+            raise gradients_not_finite(step)
+        if run.sample_log is not None:
+            run.sample_log.write(step, batch.ids)
+
+        if step % plan.log_every == 0 or step == plan.steps or verdict.stop:
+            report_progress(run, meters, step, verdict.loss, rate)
+
+        if saver.active and verdict.saved:
+            saver.complete()
+        due = plan.save_every is not None and step % plan.save_every == 0
+        if due or verdict.stop or step == plan.steps:
+            saver.start(step, engine.fragments(), run.record(step), run.last)
+        if verdict.stop and step < plan.steps:
+            saver.finish()
+            run.report({"event": "stopped", "step": step})
+            raise StopRequested(
+                f"a stop was asked for; step {step} of {plan.steps} is done and saved",
+                "the end of the training",
+                "run the same command again to go on from here",
+            )
+    saver.finish()
+
+
+def forward_and_backward(run: Training, batch: Batch) -> torch.Tensor:
+    """Gradients of this rank's part; the loss share of each micro-batch, (micro-batches,)."""
+    device, size = run.world.device, run.plan.shape.micro_batch
+    weights = run.world.sums([float(batch.weights.sum())])[0] or 1.0
+    images = torch.split(batch.images.to(device, non_blocking=True), size)
+    labels = torch.split(batch.labels.to(device, non_blocking=True), size)
+    sample_weights = torch.split(batch.weights.to(device, non_blocking=True), size)
+    shares = []
+    for i, pixels in enumerate(images):
+        logits = run.engine.forward(normalise(pixels))
+        total = loss_sum(
+            run.settings.loss,
+            logits,
+            labels[i],
+            label_smoothing=run.settings.label_smoothing,
+            weight_B=sample_weights[i],
+        )
+        share = total / weights
+        run.engine.backward(share, last=i == len(images) - 1)
+        shares.append(share.detach())
+    return torch.stack(shares)
+
+
+def agree(run: Training, losses: torch.Tensor) -> Verdict:
+    """One all-reduce at the step boundary, before the update."""
+    share = losses.sum().item()
+    finite = math.isfinite(share)
+    loss, broken, stop, writing = run.world.sums(
+        [share if finite else 0.0, not finite, run.stop_asked(), not run.saver.settled]
+    )
+    return Verdict(loss, broken == 0, stop > 0, writing == 0)
+
+
+def report_progress(run: Training, meters: Meters, step: int, loss: float, rate: float) -> None:
+    norm = run.engine.grad_norm()
+    position = step * run.plan.shape.batch
+    run.last = {"loss": loss, "grad_norm": norm, "lr": rate, **meters.report(step)}
+    run.report(
+        {
+            "event": "progress",
+            "step": step,
+            **run.last,
+            "grad_norm": norm if math.isfinite(norm) else None,  # JSON has no infinity
+            "position": position,
+            "epoch": position / run.plan.samples,
+            "skipped": run.skipped,
+        }
+    )
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 to float32 in [-1, 1], on the device the pixels are on."""
+    return (pixels.float() - 127.5) / 127.5
+
+
+def seed_chance(seed: int, step: int, rank: int) -> None:
+    """Dropout and stochastic depth of a step depend on (seed, step, rank); no state needs saving."""
+    digest = hashlib.blake2b(f"dropout {seed} {step} {rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def not_finite(run: Training, step: int, batch: Batch, losses: torch.Tensor) -> TrainingError:
+    """The error that names step, ranks and samples; all ranks together, before the update."""
+    size = run.plan.shape.micro_batch
+    bad = [i for i, loss in enumerate(losses.tolist()) if not math.isfinite(loss)]
+    mine = [int(x) for i in bad for x in batch.ids[i * size : (i + 1) * size]]
+    by_rank = {rank: ids for rank, ids in enumerate(run.world.gather(mine)) if ids}
+    ids = [x for found in by_rank.values() for x in found]
+    shown = ", ".join(map(str, ids[:SHOWN_IDS])) + (
+        f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+    )
+    return TrainingError(
+        f"the loss of step {step} is not finite on ranks {sorted(by_rank)}, with samples {shown}",
+        "a finite loss",
+        "nothing was updated; look at these samples, lower the learning rate or lengthen the warm-up",
+    )
+
+
+def gradients_not_finite(step: int) -> TrainingError:
+    return TrainingError(
+        f"gradients were not finite in {SKIPS_IN_A_ROW} steps in a row, the last is step {step}",
+        "finite gradients",
+        "these updates were left out; lower the learning rate, lengthen the warm-up or use float32",
+    )

@@ -1,0 +1,65 @@
+"""From settings to the numbers of a training; everything is checked before anything starts."""
+
+from __future__ import annotations
+
+from pipeline.config import TrainSettings, to_steps
+from pipeline.errors import ConfigError
+from pipeline.train.interface import BatchShape
+from pipeline.train.loop import Plan
+
+
+def make_plan(settings: TrainSettings, *, samples: int, world: int, seed: int) -> Plan:
+    """Durations in steps, and the shape of a batch over `world` ranks.
+
+    Raises ConfigError when the ranks are more than the samples, or the batch does not divide.
+    """
+    if world > samples:
+        raise ConfigError(
+            f"{world} ranks for a training set of {samples} samples",
+            "at least one sample for each rank",
+            f"set workers to {samples} or fewer, or use more data",
+        )
+
+    def steps(duration: str) -> int:
+        return to_steps(duration, batch=settings.batch, samples=samples)
+
+    total = steps(settings.duration)
+    warmup = steps(settings.optimizer.warmup)
+    if total == 0:
+        raise ConfigError(f"duration {settings.duration!r}, no step", "at least one step", "raise duration")
+    if warmup > total:
+        raise ConfigError(
+            f"a warm-up of {warmup} steps in a training of {total}",
+            "a warm-up that ends before the training does",
+            "shorten optimizer.warmup, or lengthen duration",
+        )
+    every = settings.checkpoint.every
+    return Plan(
+        steps=total,
+        warmup=warmup,
+        log_every=max(1, steps(settings.log_every)),
+        save_every=None if every is None else max(1, steps(every)),
+        shape=batch_shape(settings.batch, settings.micro_batch, world),
+        samples=samples,
+        seed=seed,
+    )
+
+
+def batch_shape(batch: int, micro_batch: int | None, world: int) -> BatchShape:
+    """batch = world × micro_batch × accumulation; a batch that does not divide is never rounded.
+
+    `micro_batch` None: each rank holds all of its part at once.
+    """
+    unit = world * (micro_batch or 1)
+    if batch % unit:
+        below, above = batch // unit * unit, (batch // unit + 1) * unit
+        nearest = below if below and batch - below <= above - batch else above
+        parts = f"{world} ranks" + (f" × micro_batch {micro_batch}" if micro_batch else "")
+        raise ConfigError(
+            f"batch {batch} does not divide by {parts} = {unit}",
+            f"a multiple of {unit}",
+            f"set batch to {nearest}, the nearest that works, or change the ranks"
+            + (" or micro_batch" if micro_batch else ""),
+        )
+    size = micro_batch or batch // world
+    return BatchShape(batch, size, batch // world // size)

@@ -1,0 +1,183 @@
+"""Saves a checkpoint while training goes on (layout in checkpoint.py).
+
+    start      every rank copies its fragments to host memory: the only stall; a thread writes them
+    settled    the thread of this rank is done; ranks tell each other at each step boundary
+    complete   all are: rank 0 looks at every file, checks the fence, writes COMPLETE, removes old ones
+
+An attempt that a newer one has replaced (a host that was cut off and comes back) is fenced: it may not
+complete anything. The thread sends nothing to other ranks, so it cannot disturb training's collectives.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import EnvironmentUnfit, VitlineError
+from pipeline.rundir import sync_directory, write_atomic, write_json
+from pipeline.train.checkpoint import FORMAT, MARKER, directory_of, remove, retain, stem_of
+from pipeline.train.fragments import Fragment
+from pipeline.train.tensorfile import hash_file, write_tensors
+from pipeline.train.world import World
+
+
+@dataclass
+class _Save:
+    path: Path
+    step: int
+    record: dict[str, Any]
+    stall_s: float
+    thread: threading.Thread
+    fault: BaseException | None = None
+
+
+class Saver:
+    """Saves of one rank, one at a time."""
+
+    def __init__(
+        self,
+        root: Path,
+        world: World,
+        keep: int,
+        check_fence: Callable[[], None],
+        report: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        """
+        Args:
+            keep: newest complete checkpoints that stay.
+            check_fence: raises Busy when a newer attempt has replaced this one.
+            report: told about each completed checkpoint.
+        """
+        self._root = root
+        self._world = world
+        self._keep = keep
+        self._check_fence = check_fence
+        self._report = report
+        self._host: dict[str, torch.Tensor] = {}  # reused, so that only the first save allocates
+        self._save: _Save | None = None
+        self.last_step = -1
+
+    @property
+    def active(self) -> bool:
+        """A save has begun and is not complete; the same on all ranks."""
+        return self._save is not None
+
+    @property
+    def settled(self) -> bool:
+        """This rank has nothing left to write."""
+        return self._save is None or not self._save.thread.is_alive()
+
+    def start(
+        self, step: int, fragments: list[Fragment], record: Mapping[str, Any], meters: Mapping[str, float]
+    ) -> None:
+        """Begin a save of the state after `step`; all ranks together. Waits for the one before."""
+        began = time.perf_counter()
+        if self.active:
+            self.finish()
+        path = directory_of(self._root, step)
+        _on_first(self._world, lambda: self._prepare(path))
+        copies = {f"{f.name}|{f.kind}|{f.start}": self._to_host(f) for f in fragments}
+        thread = threading.Thread(target=self._write, args=(path, copies, dict(meters)), daemon=True)
+        self._save = _Save(path, step, dict(record), time.perf_counter() - began, thread)
+        thread.start()
+
+    def finish(self) -> None:
+        """Wait until the present save, if any, is complete; all ranks together."""
+        if self._save is not None:
+            self._save.thread.join()
+            self.complete()
+
+    def complete(self) -> None:
+        """Mark the save as complete: every rank has settled. Raises on all ranks if one of them failed."""
+        assert self._save is not None, "there is no save to complete"
+        save, self._save = self._save, None
+        self._world.barrier()
+        faults = self._world.gather(None if save.fault is None else f"{save.fault}")
+        for rank, fault in enumerate(faults):
+            if fault is not None:
+                raise EnvironmentUnfit(
+                    f"rank {rank} could not write {save.path}: {fault}",
+                    "room and permission to write checkpoints",
+                    "free space or repair the disk; the run continues from the last complete checkpoint",
+                )
+        _on_first(self._world, lambda: self._mark(save))
+        self.last_step = save.step
+        self._report({"event": "checkpoint", "step": save.step, "stall_s": save.stall_s})
+
+    def _prepare(self, path: Path) -> None:
+        self._check_fence()
+        if path.exists():
+            remove(path)  # damaged, or left over by an attempt that ended in the middle
+        path.mkdir(parents=True)
+
+    def _to_host(self, fragment: Fragment) -> torch.Tensor:
+        key = f"{fragment.name}|{fragment.kind}|{fragment.start}"
+        if key not in self._host:
+            pinned = fragment.data.device.type == "cuda"
+            self._host[key] = torch.empty(len(fragment.data), dtype=torch.float32, pin_memory=pinned)
+        return self._host[key].copy_(fragment.data)
+
+    def _write(self, path: Path, copies: Mapping[str, torch.Tensor], meters: Mapping[str, float]) -> None:
+        save = self._save
+        assert save is not None, "the writer started before the save was noted"
+        stem = stem_of(self._world.rank, self._world.size)
+        try:
+            written = write_tensors(path / f"{stem}.safetensors", copies)
+            index = {
+                "format": FORMAT,
+                "bytes": written.bytes,
+                "sha256": written.sha256,
+                "numel": {key: tensor.numel() for key, tensor in copies.items()},
+                "meters": dict(meters),
+            }
+            write_atomic(path / f"{stem}.json", json.dumps(index).encode())
+        except Exception as error:  # told to all ranks by `complete`
+            save.fault = error
+
+    def _mark(self, save: _Save) -> None:
+        files: dict[str, Any] = {}
+        for rank in range(self._world.size):
+            stem = stem_of(rank, self._world.size)
+            index_path = save.path / f"{stem}.json"
+            index = json.loads(index_path.read_bytes())
+            found = (save.path / f"{stem}.safetensors").stat().st_size
+            if found != index["bytes"]:
+                raise EnvironmentUnfit(
+                    f"{stem}.safetensors of {save.path} has {found} bytes",
+                    f"the {index['bytes']} that rank {rank} wrote",
+                    "check the file system that the ranks share",
+                )
+            files[f"{stem}.safetensors"] = {"bytes": index["bytes"], "sha256": index["sha256"]}
+            json_hash = hash_file(index_path)
+            files[f"{stem}.json"] = {"bytes": json_hash.bytes, "sha256": json_hash.sha256}
+        sync_directory(save.path)
+        self._check_fence()
+        write_json(save.path / MARKER, {**save.record, "format": FORMAT, "step": save.step, "files": files})
+        sync_directory(self._root)
+        retain(self._root, self._keep)
+
+
+def _on_first(world: World, action: Callable[[], None]) -> None:
+    """Do something on rank 0; if it fails there, the error is raised on all ranks."""
+    error: BaseException | None = None
+    if world.rank == 0:
+        try:
+            action()
+        except VitlineError as caught:
+            error = caught
+        except OSError as caught:
+            error = EnvironmentUnfit(
+                f"a checkpoint could not be written: {caught}",
+                "room and permission to write checkpoints",
+                "free space or repair the disk; the run continues from the last complete checkpoint",
+            )
+    error = world.from_first(error)
+    if error is not None:
+        raise error

@@ -1,0 +1,64 @@
+"""Who may ask a training to stop, and how it hears of it.
+
+SIGTERM, SIGUSR1 and SIGINT (torchrun and Slurm pass them on), the file `stop` in the job's directory,
+and a callable of the caller (Ray's preemption notice). All lead to the same: agreed by the ranks at the
+next step boundary, a checkpoint, exit code 75.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_POLL_S = 1.0  # between two looks at the file, which may lie on a slow file system
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class StopSwitch:
+    """True once anyone has asked."""
+
+    def __init__(self, file: Path, asked: Callable[[], bool] | None = None) -> None:
+        self._file = file
+        self._asked = asked
+        self._on = False
+        self._looked = -_POLL_S
+
+    def turn_on(self) -> None:
+        self._on = True
+
+    def __call__(self) -> bool:
+        if not self._on and self._asked is not None:
+            self._on = self._asked()
+        now = time.monotonic()
+        if not self._on and now - self._looked >= _POLL_S:
+            self._looked = now
+            self._on = self._file.exists()
+        return self._on
+
+
+@contextmanager
+def signals_turn_on(switch: StopSwitch) -> Iterator[None]:
+    """While inside, the signals turn the switch on. For the main thread of a process of its own only."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        switch.turn_on()
+
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def end_with_parent() -> None:
+    """Ask Linux for SIGTERM when the launcher dies, so that a killed torchrun leaves no orphan."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

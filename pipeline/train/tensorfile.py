@@ -1,0 +1,72 @@
+"""Writes a safetensors file in one pass, with its hash, without holding the interpreter lock.
+
+The format (github.com/huggingface/safetensors): 8 bytes little-endian length of the header, the header
+as JSON, then the raw tensors one after the other. The library's own `save_file` copies every tensor to
+a bytes object first and must be read back to be hashed; here each tensor goes from its memory to the
+file and into the hash. Any safetensors reader reads the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_STRIDE = 64 * 2**20  # bytes written and hashed at a time
+
+
+@dataclass(frozen=True)
+class Written:
+    bytes: int
+    sha256: str
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> Written:
+    """Write float32 tensors (1-d, contiguous, on the CPU) beside `path`, flush, rename."""
+    header = _header(tensors)
+    digest = hashlib.sha256(header)
+    size = len(header)
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("wb", buffering=0) as file:
+        file.write(header)
+        for tensor in tensors.values():
+            raw = tensor.numpy().data.cast("B") if tensor.numel() else memoryview(b"")
+            for start in range(0, len(raw), _STRIDE):
+                part = raw[start : start + _STRIDE]
+                _write_all(file.fileno(), part)
+                digest.update(part)
+            size += len(raw)
+        os.fsync(file.fileno())
+    beside.replace(path)
+    return Written(size, digest.hexdigest())
+
+
+def hash_file(path: Path) -> Written:
+    """Size and hash of what `path` holds now."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Written(file.tell(), digest)
+
+
+def _header(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    entries: dict[str, object] = {}
+    offset = 0
+    for key, tensor in tensors.items():
+        assert tensor.dtype == torch.float32, f"{key} is {tensor.dtype}, fragments are float32"
+        assert tensor.is_contiguous(), f"{key} is not contiguous"
+        end = offset + 4 * tensor.numel()
+        entries[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

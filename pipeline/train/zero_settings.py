@@ -1,0 +1,74 @@
+"""DeepSpeed's configuration, and which versions of it we trust; deepspeed itself is not needed for this.
+
+Our own values (batch, clipping, precision, accumulation, stage) are always written out, because
+DeepSpeed's defaults have changed between versions (clipping went from off to 1.0 in 0.19.3). What the
+user adds under `engine.deepspeed` is merged in; a key that both set differently is refused by name.
+
+Stage 0 does not exist here: with the `bf16` section it applies one update with zero gradients while it
+initialises, and with float32 it has no guard against gradients that are not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config import EngineSettings
+from pipeline.errors import ConfigError, EnvironmentUnfit
+from pipeline.train.interface import BatchShape
+
+# fragments.py reads private attributes; these versions have them as we know them. Before 0.19.0
+# gradients of the last micro-batch were left out of the average (DeepSpeed #7985), before 0.19.3 one
+# infinite gradient poisoned the bf16 masters for good (#8035).
+OLDEST, BEYOND = (0, 19, 8), (0, 20, 0)
+
+
+def check_version(version: str) -> None:
+    """Refuse a DeepSpeed that fragments.py was not tested with."""
+    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:3])
+    if not OLDEST <= numbers < BEYOND:
+        oldest, beyond = (".".join(map(str, bound)) for bound in (OLDEST, BEYOND))
+        raise EnvironmentUnfit(
+            f"deepspeed {version}",
+            f"a version from {oldest} on and before {beyond}, which the training engine was tested with",
+            f"pip install 'deepspeed>={oldest},<{beyond}'",
+        )
+
+
+def configure(settings: EngineSettings, shape: BatchShape, clip_norm: float | None) -> dict[str, Any]:
+    """DeepSpeed's configuration: ours, with the user's additions merged in."""
+    ours: dict[str, Any] = {
+        "train_batch_size": shape.batch,
+        "train_micro_batch_size_per_gpu": shape.micro_batch,
+        "gradient_accumulation_steps": shape.accumulation,
+        "gradient_clipping": clip_norm or 0.0,
+        "steps_per_print": 10**9,
+        "zero_optimization": {"stage": settings.stage},
+        # Momentum SGD is not on DeepSpeed's list of tested optimizers; our self-test tests it.
+        "zero_allow_untested_optimizer": True,
+        # Autocast, so parameters and masters stay float32; DeepSpeed's bf16 section rounds the
+        # masters' starting values.
+        "torch_autocast": {"enabled": settings.precision == "bf16", "dtype": "bfloat16"},
+        "fp16": {"enabled": False},
+        "bf16": {"enabled": False},
+        "wall_clock_breakdown": False,
+    }
+    return merge(ours, settings.deepspeed, "")
+
+
+def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Both together; a key that both set to different values is an error that names it."""
+    merged = dict(ours)
+    for key, value in theirs.items():
+        place = f"{where}.{key}" if where else key
+        if key not in ours:
+            merged[key] = value
+        elif isinstance(value, Mapping) and isinstance(ours[key], Mapping):
+            merged[key] = merge(ours[key], value, place)
+        elif ours[key] != value and value != "auto":
+            raise ConfigError(
+                f"engine.deepspeed sets {place} to {value!r}, our own settings make it {ours[key]!r}",
+                "one value",
+                f"leave {place} out, and set batch, micro_batch, clip_norm, precision or stage instead",
+            )
+    return merged

@@ -1,0 +1,186 @@
+"""The cells of a run's result: one fine-tuned model on one locked test split, image by image.
+
+    evaluate job ──inputs["model"]──► finetune job ──► choose jobs, pretrain job
+    predictions, n, fingerprint       learning rate    what it all cost
+
+Reads only files of the run directory; knows neither the models nor the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.config_io import digest_of
+from pipeline.errors import DataError
+from pipeline.rundir import RunDir, read_json
+
+TRAINING_STAGES = ("pretrain", "choose", "finetune")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What trainings used, summed over jobs."""
+
+    images: float = 0.0
+    exaflops: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            images=self.images + other.images,
+            exaflops=self.exaflops + other.exaflops,
+            seconds=self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cell:
+    """One model on one test split.
+
+    Args:
+        label: what it is compared as; the start, or the run when runs are compared.
+        protocol: its name. protocol_settings: all of it, so that two of one name are told apart.
+        n: test images. top1: share of them that is right.
+        ids: int64 (n,), sorted. correct: bool (n,), in the order of `ids`; so are labels and
+            predictions, int32 (n,).
+        learning_rate: the one chosen on held-out training data; None when the job does not say.
+        cost: stage → cost of all jobs of that stage behind this cell, pre-training included.
+    """
+
+    digest: str
+    dataset: str
+    label: str
+    start: str
+    seed: int
+    protocol: str
+    protocol_settings: Mapping[str, Any]
+    n: int
+    top1: float
+    ids: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    labels: NDArray[np.int32]
+    predictions: NDArray[np.int32]
+    classes: tuple[str, ...]
+    test_fingerprint: str
+    learning_rate: float | None
+    cost: Mapping[str, Cost]
+
+    @property
+    def total_cost(self) -> Cost:
+        return sum(self.cost.values(), Cost())
+
+    @property
+    def protocol_digest(self) -> str:
+        return digest_of([self.protocol, self.protocol_settings])
+
+
+def collect(run: RunDir, digests: Sequence[str]) -> list[Cell]:
+    """Cells of the finished evaluate jobs among `digests`, by dataset, start and seed.
+
+    Jobs of other stages, and those not done, are passed over.
+
+    Raises:
+        DataError: a result whose predictions are missing or do not agree with it.
+    """
+    jobs = {digest: _read_job(run, digest) for digest in digests}
+    cells = [
+        _read_cell(run, digest, job, result)
+        for digest, job in jobs.items()
+        if job.get("stage") == "evaluate" and (result := run.job(digest).read_result()) is not None
+    ]
+    return sorted(cells, key=lambda cell: (cell.dataset, cell.start, cell.seed))
+
+
+def _read_job(run: RunDir, digest: str) -> dict[str, Any]:
+    return read_json(run.job(digest).job) or {}
+
+
+def _read_cell(run: RunDir, digest: str, job: Mapping[str, Any], result: Mapping[str, Any]) -> Cell:
+    settings, outputs = job["slice"], result["outputs"]
+    model = _read_job(run, job["inputs"]["model"])
+    table = _read_predictions(run, digest, result)
+    work = model.get("work") or {}
+    return Cell(
+        digest=digest,
+        dataset=settings["dataset"],
+        label=settings["start"],
+        start=settings["start"],
+        seed=settings["seed"],
+        protocol=settings["protocol"],
+        protocol_settings=_protocol_settings(settings, model.get("slice") or {}),
+        n=len(table["ids"]),
+        top1=float(np.mean(table["correct"])),
+        classes=tuple(str(name) for name in outputs.get("classes") or ()),
+        test_fingerprint=outputs["test_fingerprint"],
+        learning_rate=work.get("settings", {}).get("optimizer", {}).get("learning_rate"),
+        cost=_costs(run, digest),
+        **table,
+    )
+
+
+def _read_predictions(run: RunDir, digest: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of predictions.parquet sorted by id, checked against the result's own numbers."""
+    path = run.path / result["outputs"].get("predictions", f"jobs/{digest}/predictions.parquet")
+    again = f"remove jobs/{digest}/result.json; the same command evaluates again"
+    columns = ["id", "label", "prediction", "correct"]
+    try:
+        table = pq.read_table(path, columns=columns)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"predictions of {result['name']} cannot be read: {reason}",
+            f"a Parquet file with {', '.join(columns)}",
+            again,
+        ) from None
+    arrays = {name: table[name].to_numpy() for name in columns}
+    order = np.argsort(arrays["id"], kind="stable")
+    n, top1 = result["metrics"]["eval/n"], result["metrics"]["eval/top1"]
+    found = float(np.mean(arrays["correct"])) if len(order) else 0.0
+    if len(order) == 0 or len(order) != n or abs(found - top1) > 1e-6:
+        raise DataError(
+            f"{len(order)} predictions of {result['name']}, {found:.4f} of them right",
+            f"the {n:g} and {top1:.4f} of its result.json",
+            again,
+        )
+    return {
+        "ids": arrays["id"][order].astype(np.int64),
+        "correct": arrays["correct"][order].astype(np.bool_),
+        "labels": arrays["label"][order].astype(np.int32),
+        "predictions": arrays["prediction"][order].astype(np.int32),
+    }
+
+
+def _protocol_settings(evaluate: Mapping[str, Any], finetune: Mapping[str, Any]) -> dict[str, Any]:
+    """All that makes two numbers comparable: how it was tuned, and how it was judged."""
+    judged = {key: evaluate[key] for key in ("image_size", "evaluate", "larger") if key in evaluate}
+    tuned = {key: finetune[key] for key in ("protocol", "learning_rates") if key in finetune}
+    return {"judged": judged, "tuned": tuned}
+
+
+def _costs(run: RunDir, digest: str) -> dict[str, Cost]:
+    """Cost of every training behind a job, each job once, by stage."""
+    costs: dict[str, Cost] = {}
+    seen: set[str] = set()
+    waiting = [digest]
+    while waiting:
+        at = waiting.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        job = _read_job(run, at)
+        waiting.extend(job.get("inputs", {}).values())
+        result = run.job(at).read_result()
+        if job.get("stage") in TRAINING_STAGES and result is not None:
+            stage, metrics = job["stage"], result["metrics"]
+            costs[stage] = costs.get(stage, Cost()) + Cost(
+                images=metrics.get("cost/images_seen", 0.0),
+                exaflops=metrics.get("cost/exaflops", 0.0),
+                seconds=metrics.get("cost/seconds", result["seconds"]),
+            )
+    return costs

@@ -1,0 +1,293 @@
+"""Which start is better on which dataset, by how much, and how sure that is.
+
+`collect` reads the cells of a run (pipeline/transfer/cells.py); `compare` sets them side by side:
+
+    cells ──► Row   one for each dataset and label: mean over seeds, n, intervals
+          └─► Pair  one for each dataset and challenger: difference on the same images, p, verdict
+
+Numbers of different protocols or test splits are refused by name; with `force` they are shown, marked
+and never called better.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from pipeline.transfer.cells import Cell, Cost, collect
+from pipeline.transfer.comparable import check_group, marks_of
+from pipeline.transfer.statistics import (
+    Interval,
+    equivalent,
+    holm,
+    mcnemar,
+    paired_interval,
+    sign_flip,
+    t_interval,
+    wilson,
+)
+
+__all__ = ["Cell", "Comparison", "Cost", "Pair", "Row", "collect", "compare"]
+
+ALPHA = 0.05
+# Fewer seeds are named in every verdict: the choice of seed alone moves results (arXiv 2109.08203).
+ENOUGH_SEEDS = 3
+
+Verdict = Literal["better", "worse", "no difference shown", "equivalent", "not comparable"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One label on one dataset; shares between 0 and 1.
+
+    Args:
+        top1: mean over seeds. top1_by_seed: in the order of `seeds`.
+        interval: Wilson, 95 %, of `top1` on n images; covers the choice of images.
+        seed_interval: t, 95 %, of the mean over seeds; covers the choice of seeds. None for one seed.
+        cost: mean over seeds of all trainings behind a cell. cost_by_stage: the same by stage.
+    """
+
+    dataset: str
+    label: str
+    seeds: tuple[int, ...]
+    n: int
+    top1: float
+    top1_by_seed: tuple[float, ...]
+    interval: Interval
+    seed_interval: Interval | None
+    learning_rates: tuple[float, ...]
+    protocol: str
+    test_fingerprint: str
+    cost: Cost
+    cost_by_stage: dict[str, Cost]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Challenger minus baseline on the images of one dataset; differences in percentage points.
+
+    Args:
+        interval_pp: BCa bootstrap, 95 %, resampled by image; None when the images differ.
+        gained, lost: images that only the challenger, only the baseline gets right (by the mean
+            over seeds: more often, less often).
+        p, test: McNemar for one seed a side, else sign-flip over images. p_holm: over all pairs.
+        seed_p: sign-flip over seeds paired by number; shown, not decisive: at least 2 / 2 ** seeds.
+        intervals_overlap: whether the two Wilson intervals do.
+        marks: why the pair must not be read as a result; empty unless forced.
+    """
+
+    dataset: str
+    challenger: str
+    baseline: str
+    n: int
+    seeds: int
+    delta_pp: float
+    interval_pp: Interval | None
+    gained: int
+    lost: int
+    test: str
+    p: float | None
+    p_holm: float | None
+    seed_p: float | None
+    verdict: Verdict
+    intervals_overlap: bool
+    marks: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Rows and pairs of one comparison; `warnings` are sentences for the reader."""
+
+    baseline: str
+    labels: tuple[str, ...]
+    datasets: tuple[str, ...]
+    rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...]
+    margin_pp: float | None
+    warnings: tuple[str, ...]
+
+    def row(self, dataset: str, label: str) -> Row | None:
+        return next((r for r in self.rows if (r.dataset, r.label) == (dataset, label)), None)
+
+
+def compare(
+    cells: Sequence[Cell], baseline: str = "scratch", *, force: bool = False, margin_pp: float | None = None
+) -> Comparison:
+    """Set `cells` side by side, each label against `baseline`.
+
+    Args:
+        baseline: a label of the cells; without it there are rows and no pairs.
+        force: compare over different protocols or test splits, and mark it.
+        margin_pp: differences inside ± this many points may be called equivalent.
+
+    Raises:
+        UserError: no cell at all, or cells that must not be compared.
+    """
+    if not cells:
+        raise UserError(
+            "no finished evaluation",
+            "at least one evaluate job with its result",
+            "finish the run first: vitline run",
+        )
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: (cell.dataset, cell.label, cell.seed)):
+        groups.setdefault((cell.dataset, cell.label), []).append(cell)
+    datasets = tuple(dict.fromkeys(cell.dataset for cell in cells))
+    labels = tuple(dict.fromkeys([*(cell.label for cell in cells if cell.label != baseline), baseline]))
+    labels = tuple(label for label in labels if any(cell.label == label for cell in cells))
+    for group in groups.values():
+        check_group(group)
+    marks = {dataset: marks_of([c for c in cells if c.dataset == dataset], force) for dataset in datasets}
+    rows = {key: _row(group) for key, group in groups.items()}
+    pairs = [
+        _pair(groups[dataset, label], groups[dataset, baseline], marks[dataset])
+        for dataset in datasets
+        for label in labels
+        if label != baseline and (dataset, label) in groups and (dataset, baseline) in groups
+    ]
+    return Comparison(
+        baseline=baseline,
+        labels=labels,
+        datasets=datasets,
+        rows=tuple(rows[key] for key in itertools.product(datasets, labels) if key in rows),
+        pairs=tuple(_decide(pairs, groups, margin_pp)),
+        margin_pp=margin_pp,
+        warnings=tuple(_warnings(rows, marks, labels, datasets, baseline)),
+    )
+
+
+def _row(group: Sequence[Cell]) -> Row:
+    first = group[0]
+    values = tuple(cell.top1 for cell in group)
+    top1 = float(np.mean(values))
+    stages = dict.fromkeys(stage for cell in group for stage in cell.cost)
+    by_stage = {stage: _mean([cell.cost.get(stage, Cost()) for cell in group]) for stage in stages}
+    return Row(
+        dataset=first.dataset,
+        label=first.label,
+        seeds=tuple(cell.seed for cell in group),
+        n=first.n,
+        top1=top1,
+        top1_by_seed=values,
+        interval=wilson(min(1.0, top1), first.n),
+        seed_interval=t_interval(values),
+        learning_rates=tuple(sorted({c.learning_rate for c in group if c.learning_rate is not None})),
+        protocol=first.protocol,
+        test_fingerprint=first.test_fingerprint,
+        cost=_mean([cell.total_cost for cell in group]),
+        cost_by_stage=by_stage,
+    )
+
+
+def _mean(costs: Sequence[Cost]) -> Cost:
+    total = sum(costs, Cost())
+    n = len(costs)
+    return Cost(images=total.images / n, exaflops=total.exaflops / n, seconds=total.seconds / n)
+
+
+def differences(challenger: Sequence[Cell], baseline: Sequence[Cell]) -> NDArray[np.float64]:
+    """Float (n,): for each image, share of the challenger's seeds that are right minus the baseline's."""
+    means = [np.mean([cell.correct for cell in side], axis=0) for side in (challenger, baseline)]
+    # Thirds minus thirds leaves 1e-17 where nothing differs.
+    by_image: NDArray[np.float64] = np.round(means[0] - means[1], 12)
+    return by_image
+
+
+def _pair(challenger: Sequence[Cell], baseline: Sequence[Cell], marks: tuple[str, ...]) -> Pair:
+    """A pair before the p-values of all pairs are known; its verdict comes in `_decide`."""
+    first, second = challenger[0], baseline[0]
+    seeds = min(len(challenger), len(baseline))
+    rows = _row(challenger), _row(baseline)
+    pair = Pair(
+        dataset=first.dataset,
+        challenger=first.label,
+        baseline=second.label,
+        n=first.n,
+        seeds=seeds,
+        delta_pp=100 * (rows[0].top1 - rows[1].top1),
+        interval_pp=None,
+        gained=0,
+        lost=0,
+        test="none: the images differ",
+        p=None,
+        p_holm=None,
+        seed_p=None,
+        verdict="not comparable",
+        intervals_overlap=rows[0].interval.overlaps(rows[1].interval),
+        marks=marks,
+    )
+    if first.test_fingerprint != second.test_fingerprint or not np.array_equal(first.ids, second.ids):
+        return pair
+    by_image = differences(challenger, baseline)
+    gained, lost = int(np.count_nonzero(by_image > 0)), int(np.count_nonzero(by_image < 0))
+    single = len(challenger) == len(baseline) == 1
+    return replace(
+        pair,
+        interval_pp=paired_interval(by_image).scaled(100),
+        gained=gained,
+        lost=lost,
+        test="McNemar, exact" if single else "sign-flip over images",
+        p=mcnemar(gained, lost) if single else sign_flip(by_image),
+        seed_p=_seed_p(rows[0], rows[1]),
+    )
+
+
+def _seed_p(challenger: Row, baseline: Row) -> float | None:
+    first = dict(zip(challenger.seeds, challenger.top1_by_seed, strict=True))
+    second = dict(zip(baseline.seeds, baseline.top1_by_seed, strict=True))
+    shared = sorted(first.keys() & second.keys())
+    return sign_flip(np.array([first[s] - second[s] for s in shared])) if len(shared) > 1 else None
+
+
+def _decide(
+    pairs: Sequence[Pair], groups: dict[tuple[str, str], list[Cell]], margin_pp: float | None
+) -> list[Pair]:
+    """Holm over all pairs that were tested, then a verdict for each."""
+    tested = [pair for pair in pairs if pair.p is not None]
+    adjusted = iter(holm([pair.p for pair in tested if pair.p is not None]))
+    decided = []
+    for pair in pairs:
+        if pair.p is None:
+            decided.append(pair)
+            continue
+        p_holm = next(adjusted)
+        verdict: Verdict = "no difference shown"
+        if pair.marks:
+            verdict = "not comparable"
+        elif p_holm < ALPHA:
+            verdict = "better" if pair.delta_pp > 0 else "worse"
+        elif margin_pp is not None:
+            sides = groups[pair.dataset, pair.challenger], groups[pair.dataset, pair.baseline]
+            if equivalent(differences(*sides), margin_pp / 100):
+                verdict = "equivalent"
+        decided.append(replace(pair, p_holm=p_holm, verdict=verdict))
+    return decided
+
+
+def _warnings(
+    rows: dict[tuple[str, str], Row],
+    marks: dict[str, tuple[str, ...]],
+    labels: tuple[str, ...],
+    datasets: tuple[str, ...],
+    baseline: str,
+) -> list[str]:
+    lines = [mark for dataset in datasets for mark in marks[dataset]]
+    few = sorted({len(row.seeds) for row in rows.values() if len(row.seeds) < ENOUGH_SEEDS})
+    if few:
+        lines.append(
+            f"{few[0]} seed{'s' if few[0] > 1 else ''} in at least one cell: "
+            "how much the choice of seed moves a number is hardly known"
+        )
+    cross = itertools.product(datasets, labels)
+    missing = [f"{label} on {dataset}" for dataset, label in cross if (dataset, label) not in rows]
+    if missing:
+        lines.append(f"no result for {', '.join(missing)}")
+    if baseline not in labels:
+        lines.append(f"no result for the baseline {baseline}: nothing was compared")
+    return lines

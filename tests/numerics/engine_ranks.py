@@ -1,0 +1,175 @@
+"""What each rank of test_engine.py runs: a tiny network trained in many configurations.
+
+    python engine_ranks.py OUT.json CASES.json      with RANK, WORLD_SIZE, … in the environment
+
+Rank 0 writes {case name: what was seen}. A case with "self_test" runs the start-up self-test, any other
+trains `steps` steps; "load" and "save" are checkpoint directories.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from model.interface import ImageModel
+from model.losses import loss_sum
+from model.zoo import create_model
+from pipeline.config import EngineSettings, OptimizerSettings
+from pipeline.errors import TrainingError
+from pipeline.train import zero
+from pipeline.train.checkpoint import find_checkpoint
+from pipeline.train.engine import create_engine
+from pipeline.train.fragments import shapes
+from pipeline.train.health import self_test
+from pipeline.train.interface import BatchShape, Engine
+from pipeline.train.loading import load_fragments
+from pipeline.train.saving import Saver
+from pipeline.train.world import World, join_world
+
+BATCH, CLASSES, SIZE = 12, 5, 16
+OPTIMIZERS = {
+    "adam": OptimizerSettings(
+        name="adam", learning_rate=2e-3, weight_decay=0.1, decay_all=False, clip_norm=0.5
+    ),
+    "sgd": OptimizerSettings(name="sgd", learning_rate=0.05, momentum=0.9, clip_norm=0.5),
+}
+
+
+def network() -> ImageModel:
+    sizes = {"width": 32, "depth": 2, "heads": 2, "mlp": 64}
+    generator = torch.Generator().manual_seed(3)
+    # timm's scheme starts the head away from zero, so that every gradient counts from the first step.
+    return create_model(
+        "vit_ti8", num_classes=CLASSES, image_size=SIZE, generator=generator, scheme="timm", **sizes
+    )
+
+
+def batch_of(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, labels and weights of the whole batch; one sample has no weight."""
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(BATCH, 3, SIZE, SIZE, generator=generator)
+    labels = torch.randint(CLASSES, (BATCH,), generator=generator)
+    weights = torch.ones(BATCH)
+    weights[step % BATCH] = 0.0
+    return images, labels, weights
+
+
+def reference(optimizer: str, steps: int) -> dict[str, Any]:
+    """The same training as a bare PyTorch loop in float32."""
+    settings = OPTIMIZERS[optimizer]
+    module = network()
+    matrices = [p for n, p in module.named_parameters() if n.endswith("weight") and p.ndim > 1]
+    others = [p for n, p in module.named_parameters() if not (n.endswith("weight") and p.ndim > 1)]
+    made: torch.optim.Optimizer
+    if optimizer == "adam":
+        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+        made = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    else:
+        made = torch.optim.SGD(matrices + others, lr=settings.learning_rate, momentum=settings.momentum)
+    losses, norms = [], []
+    for step in range(steps):
+        images, labels, weights = batch_of(step)
+        loss = (F.cross_entropy(module(images), labels, reduction="none") * weights).sum() / weights.sum()
+        made.zero_grad()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(module.parameters(), settings.clip_norm or 0.0).item())
+        made.step()
+        losses.append(loss.item())
+    return {"losses": losses, "norms": norms}
+
+
+def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
+    accumulation = case.get("accumulation", 1)
+    shape = BatchShape(BATCH, BATCH // world.size // accumulation, accumulation)
+    settings = EngineSettings(**case.get("engine", {}))
+    optimizer = OPTIMIZERS[case.get("optimizer", "adam")]
+    module = network()
+    whole = shapes(module)
+    engine = create_engine(module, optimizer, settings, shape, world)
+    seen: dict[str, Any] = {}
+    first = 0
+    try:
+        if "load" in case:
+            checkpoint = find_checkpoint(Path(case["load"]), world, lambda message: None)
+            assert checkpoint is not None, f"nothing to load in {case['load']}"
+            load_fragments(checkpoint, engine.fragments(), whole)
+            engine.loaded(checkpoint.record["updates"])
+            first = checkpoint.step
+        if case.get("linked"):
+            seen["linked"] = linked(engine)
+        seen |= run_steps(engine, first, case, shape, world, optimizer.learning_rate)
+        if "save" in case:
+            saver = Saver(Path(case["save"]), world, 2, lambda: None, lambda event: None)
+            record = {"updates": engine.updates, "shapes": {n: list(s) for n, s in whole.items()}}
+            saver.start(first + case["steps"], engine.fragments(), record, {})
+            saver.finish()
+    finally:
+        engine.close()
+    return seen
+
+
+def run_steps(
+    engine: Engine, first: int, case: dict[str, Any], shape: BatchShape, world: World, rate: float
+) -> dict[str, Any]:
+    losses, norms, applied = [], [], []
+    for step in range(first, first + case["steps"]):
+        images, labels, weights = batch_of(step)
+        if case.get("poison") == step and world.rank == world.size - 1:
+            weights = weights * float("nan")
+        mine = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
+        parts = [tensor[mine].split(shape.micro_batch) for tensor in (images, labels, weights)]
+        total = 0.0
+        for i, (x, y, w) in enumerate(zip(*parts, strict=True)):
+            share = loss_sum("softmax", engine.forward(x), y, weight_B=w) / weights.sum()
+            engine.backward(share, last=i == shape.accumulation - 1)
+            total += share.item()
+        applied.append(engine.step(rate))
+        losses.append(world.sums([total])[0])
+        norms.append(engine.grad_norm())
+    return {"losses": losses, "norms": norms, "applied": applied, "updates": engine.updates}
+
+
+def linked(engine: Engine) -> bool:
+    """Whether DeepSpeed itself finds the moments of every parameter, of both groups, before a step."""
+    return all(
+        zero.deepspeed.utils.safe_get_full_optimizer_state(parameter, "exp_avg_sq") is not None
+        for parameter in engine.module.parameters()
+    )
+
+
+def run_self_test(case: dict[str, Any], world: World) -> dict[str, Any]:
+    """The start-up self-test, on an engine with the named fault if the case has one."""
+    backward = zero.ZeroEngine.backward
+    faults = {
+        "averaged twice": lambda self, loss, *, last: backward(self, loss / world.size, last=last),
+        "last micro-batch lost": lambda self, loss, *, last: backward(self, loss * (not last), last=last),
+    }
+    if "fault" in case:
+        zero.ZeroEngine.backward = faults[case["fault"]]  # type: ignore[method-assign, assignment]
+    optimizer = OPTIMIZERS[case.get("optimizer", "adam")]
+    settings = EngineSettings(**case.get("engine", {}))
+    try:
+        return {"difference": self_test(optimizer, settings, world, case.get("accumulation", 1))}
+    except TrainingError as error:
+        return {"error": str(error)}
+    finally:
+        zero.ZeroEngine.backward = backward  # type: ignore[method-assign]
+
+
+def main() -> None:
+    out, cases = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+    with join_world("cpu", needs_group=True) as world:
+        seen: dict[str, Any] = {name: reference(name, 12) for name in OPTIMIZERS}
+        for case in cases:
+            seen[case["name"]] = (run_self_test if case.get("self_test") else run_case)(case, world)
+        if world.rank == 0:
+            out.write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()

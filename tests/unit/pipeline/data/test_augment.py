@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from pipeline.config import AugmentSettings
+from pipeline.data.augment import draw, evaluation_pixels, inception_box, train_pixels
+
+PHOTO = np.array(
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)).resize((280, 180))
+)
+
+
+def _draws(count: int = 1, epoch: int = 0, seed: int = 0):
+    return draw(seed, np.full(count, epoch, dtype=np.int64), np.arange(count, dtype=np.int64))
+
+
+@pytest.mark.parametrize("kind", ["inception", "random_crop", "resize"])
+def test_pixels_depend_on_seed_epoch_and_id_alone(kind: str) -> None:
+    settings = AugmentSettings(train=kind)
+    batch = _draws(40)
+    for row in (0, 17, 39):
+        alone = draw(0, np.array([0]), np.array([row]))
+        first = train_pixels(settings, PHOTO, 32, batch, row)
+        assert first.shape == (32, 32, 3)
+        assert first.dtype == np.uint8
+        assert np.array_equal(first, train_pixels(settings, PHOTO, 32, alone, 0))
+    others = [
+        train_pixels(settings, PHOTO, 32, _draws(40, epoch, seed), 17)
+        for epoch, seed in ((0, 0), (1, 0), (0, 1))
+    ]
+    if kind != "resize":
+        assert not np.array_equal(others[0], others[1])
+        assert not np.array_equal(others[0], others[2])
+
+
+def test_resizing_is_that_of_pillow() -> None:
+    ours = evaluation_pixels(AugmentSettings(), PHOTO, 64).astype(int)
+    theirs = np.asarray(Image.fromarray(PHOTO).resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
+    assert abs(ours - theirs).max() <= 1
+
+
+def test_an_image_of_the_right_size_is_unchanged() -> None:
+    square = np.ascontiguousarray(PHOTO[:64, :64])
+    settings = AugmentSettings(train="resize", flip=False)
+    assert np.array_equal(train_pixels(settings, square, 64, _draws(), 0), square)
+    assert np.array_equal(evaluation_pixels(settings, square, 64), square)
+
+
+def test_flip_mirrors_about_half() -> None:
+    square = np.ascontiguousarray(PHOTO[:64, :64])
+    settings, draws = AugmentSettings(train="resize"), _draws(400)
+    flipped = 0
+    for row in range(400):
+        pixels = train_pixels(settings, square, 64, draws, row)
+        assert np.array_equal(pixels, square) or np.array_equal(pixels, square[:, ::-1])
+        flipped += not np.array_equal(pixels, square)
+    assert 160 < flipped < 240
+
+
+def test_random_crop_reaches_every_corner() -> None:
+    settings, draws = AugmentSettings(train="random_crop", larger=1.1, flip=False), _draws(400)
+    big = evaluation_pixels(settings, PHOTO, 33)
+    corners = {(top, left): big[top : top + 30, left : left + 30] for top in (0, 3) for left in (0, 3)}
+    seen = set()
+    for row in range(400):
+        pixels = train_pixels(settings, PHOTO, 30, draws, row)
+        seen |= {corner for corner, expected in corners.items() if np.array_equal(pixels, expected)}
+    assert len(seen) == 4
+
+
+def test_centre_crop() -> None:
+    settings = AugmentSettings(evaluate="centre", larger=1.25)
+    ours = evaluation_pixels(settings, PHOTO, 80).astype(int)
+    resized = Image.fromarray(PHOTO).resize((156, 100), Image.Resampling.BILINEAR)
+    assert abs(ours - np.asarray(resized).astype(int)[10:90, 38:118]).max() <= 1
+
+
+def test_inception_boxes_have_the_distribution_of_tensorflow() -> None:
+    settings, shape = AugmentSettings(), (375, 500)
+    draws = _draws(3000)
+    boxes = np.array([inception_box(settings, shape, draws, row) for row in range(3000)])
+    top, left, height, width = boxes.T
+    area, aspect = height * width / (375 * 500), width / height
+    assert area.min() >= 0.05
+    assert area.max() <= 1.0
+    assert aspect.min() > 0.72
+    assert aspect.max() < 1.36
+    assert top.min() == left.min() == 0
+    assert (top + height).max() == 375
+    assert (left + width).max() == 500
+    # The aspect is uniform, and the height is uniform between its limits for that aspect.
+    assert stats.kstest(aspect, "uniform", (0.75, 4 / 3 - 0.75)).pvalue > 0.001
+    low, high = np.sqrt(0.05 * 375 * 500 / aspect), np.minimum(375, 500 / aspect)
+    assert stats.kstest((height - low) / (high - low), "uniform").pvalue > 0.001
+
+
+def test_tries_are_independent_and_end_with_the_whole_image() -> None:
+    tall = AugmentSettings(area=(0.8, 1.0))
+    draws = _draws(300)
+    boxes = {inception_box(tall, (40, 60), draws, row) for row in range(300)}
+    assert len(boxes) > 10
+    assert any(height * width < 2400 for _, _, height, width in boxes)
+    assert inception_box(AugmentSettings(area=(0.9, 1.0)), (10, 100), draws, 0) == (0, 0, 10, 100)
+    for shape in ((1, 1), (1, 50), (50, 1), (2, 3)):
+        top, left, height, width = inception_box(AugmentSettings(), shape, draws, 0)
+        assert 0 < height <= shape[0] - top
+        assert 0 < width <= shape[1] - left

@@ -1,0 +1,312 @@
+"""Reading over real connections: an HTTP server that misbehaves on request, and moto's S3 server."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter, deque
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import (
+    AugmentSettings,
+    CacheSettings,
+    DataView,
+    GlyphsSource,
+    OrderSettings,
+    WebdatasetSource,
+    WriteSettings,
+)
+from pipeline.data import remote
+from pipeline.data.loader import EvalLoader, TrainLoader
+from pipeline.data.remote import RemoteFile, is_remote
+from pipeline.data.view import open_view
+from pipeline.data.write import prepare
+from pipeline.errors import DataError, ReadError, UserError
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves files with ranges. `faults` are used up one a request; `bytes_sent` counts by path."""
+
+    daemon_threads = True
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(("127.0.0.1", 0), partial(_Handler, directory))
+        self.faults: deque[str] = deque()
+        self.bytes_sent: Counter[str] = Counter()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def __init__(self, directory: Path, *given: object) -> None:
+        self._directory = directory
+        super().__init__(*given)  # type: ignore[arg-type]
+
+    def log_message(self, *given: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        fault = self.server.faults.popleft() if body and self.server.faults else ""
+        path = self._directory / self.path.lstrip("/")
+        if fault == "503" or not path.is_file():
+            self.send_error(503 if fault else 404)
+            return
+        data = path.read_bytes()
+        match = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if match:
+            start, end = int(match.group(1)), min(int(match.group(2)), len(data) - 1)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{end}/{len(data)}")
+            data = data[start : end + 1]
+        else:
+            self.send_response(200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(data) - 7 if fault == "short" else len(data)))
+        self.end_headers()
+        if not body:
+            return
+        self.server.bytes_sent[path.name] += len(data)
+        if fault == "flip":
+            data = bytes([data[0] ^ 1]) + data[1:]
+        if fault in ("stall", "reset"):
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            if fault == "stall":
+                time.sleep(3)
+            # Linger 0: closing sends a reset instead of an orderly end.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            return
+        self.wfile.write(data[:-7] if fault == "short" else data)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "web").mkdir()
+    server = Server(tmp_path / "web")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(remote, "STALL_S", 0.5)
+
+
+def test_which_names_are_urls() -> None:
+    assert is_remote("s3://bucket/a.tar")
+    assert not is_remote("/data/a.tar")
+    for name in ("pipe://cat x", "ftp://host/a.tar", "file:///etc/passwd"):
+        with pytest.raises(UserError, match=re.escape(repr(name))):
+            is_remote(name)
+
+
+def test_ranges(server: Server, tmp_path: Path) -> None:
+    content = os.urandom(100_000)
+    (tmp_path / "web/x").write_bytes(content)
+    file = RemoteFile(f"{server.url}/x")
+    assert file.size() == 100_000
+    assert file.read(17, 4711) == content[17:4711]
+    assert b"".join(file.blocks(100_000)) == content
+
+
+@pytest.mark.parametrize("fault", ["503", "short", "reset", "stall", "flip"])
+def test_faults_are_overcome(server: Server, tmp_path: Path, fault: str) -> None:
+    content = os.urandom(50_000)
+    (tmp_path / "web/x").write_bytes(content)
+    server.faults.extend([fault] * 2)
+    read = RemoteFile(f"{server.url}/x").read(100, 40_000, lambda data: data == content[100:40_000])
+    assert read == content[100:40_000]
+    assert not server.faults
+
+
+def test_a_store_that_stays_broken_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "web/x").write_bytes(bytes(1000))
+    server.faults.extend(["503"] * 50)
+    with pytest.raises(
+        ReadError, match=rf"bytes 0 to 10 of {server.url}/x did not arrive in 3 tries"
+    ) as caught:
+        RemoteFile(f"{server.url}/x", tries=3).read(0, 10)
+    assert caught.value.retry
+    server.faults.clear()
+    with pytest.raises(ReadError, match="do not have the hash in the index"):
+        RemoteFile(f"{server.url}/x", tries=2).read(0, 10, lambda data: False)
+
+
+def test_a_missing_file_is_not_tried_again(server: Server) -> None:
+    start = time.monotonic()
+    with pytest.raises(DataError, match="nowhere cannot be read"):
+        RemoteFile(f"{server.url}/nowhere").read(0, 10)
+    assert time.monotonic() - start < 1
+
+
+WRITE = WriteSettings(shard_samples=40, chunk_bytes=20_000)
+
+
+def _remote_dataset(tmp_path: Path, web: Path, url: str) -> None:
+    """The same drawings prepared locally in `local`, and adopted from `url` in `far`."""
+    glyphs = GlyphsSource(source="glyphs", classes=10, train_per_class=12, test_per_class=2, write=WRITE)
+    prepare(glyphs, tmp_path / "local")
+    for split in ("train", "test"):
+        for path in (tmp_path / "local" / split).glob("*.tar"):
+            (web / f"{split}-{path.name}").write_bytes(path.read_bytes())
+    settings = WebdatasetSource(
+        source="webdataset",
+        train=f"{url}/train-{{000000..000002}}.tar",
+        test=f"{url}/test-000000.tar",
+        cache=CacheSettings(directory=str(tmp_path / "cache")),
+        write=WRITE,
+    )
+    prepare(settings, tmp_path / "far")
+
+
+def _loader(root: Path, path: str, **more: int) -> TrainLoader:
+    view = open_view(DataView(path=path, split="train"), root)
+    given = {"rank": 0, "world": 1, "threads": 2} | more
+    return TrainLoader(
+        view, batch=24, image_size=24, augment=AugmentSettings(), order=OrderSettings(lanes=6, window=9), seed=5,
+        bad_samples=0.001, steps=10, **given,
+    )  # fmt: skip
+
+
+def test_training_from_http_gives_the_batches_of_local_files(server: Server, tmp_path: Path) -> None:
+    _remote_dataset(tmp_path, tmp_path / "web", server.url)
+    server.bytes_sent.clear()
+    server.faults.extend(["503", "", "short", "", "reset", "flip", "", "503"])
+    # The chunks' sizes differ (an adopted dataset's is chosen by its first shard), and with it the order,
+    # so the images are compared by their ids.
+    with _loader(tmp_path, "local") as loader:
+        local = {
+            int(i): (label, loader.view.key(int(i)))
+            for b in loader
+            for i, label in zip(b.ids, b.labels, strict=True)
+        }
+    with _loader(tmp_path, "far") as loader:
+        far = {
+            int(i): (label, loader.view.key(int(i)))
+            for b in loader
+            for i, label in zip(b.ids, b.labels, strict=True)
+        }
+    assert local == far
+    assert len(far) == 120
+    size = sum(path.stat().st_size for path in (tmp_path / "web").glob("train-*"))
+    chunk = max(path.stat().st_size for path in (tmp_path / "cache").glob("??/*.chunk"))
+    assert sum(server.bytes_sent.values()) <= size + 5 * chunk  # each chunk once, and what the faults cost
+
+
+def test_ranks_of_a_node_download_each_chunk_once(server: Server, tmp_path: Path) -> None:
+    _remote_dataset(tmp_path, tmp_path / "web", server.url)
+    server.bytes_sent.clear()
+    together = []
+    for rank in range(3):
+        with _loader(tmp_path, "far", rank=rank, world=3) as loader:
+            together.append(list(loader))
+    sent = sum(server.bytes_sent.values())
+    assert sent <= sum(path.stat().st_size for path in (tmp_path / "web").glob("train-*"))
+    with _loader(tmp_path, "far") as loader:
+        for step, batch in enumerate(loader):
+            assert torch.equal(batch.images, torch.cat([batches[step].images for batches in together]))
+    assert sum(server.bytes_sent.values()) == sent
+
+
+def test_a_chunk_that_was_changed_ends_by_name(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _remote_dataset(tmp_path, tmp_path / "web", server.url)
+    path = tmp_path / "web/train-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 255
+    path.write_bytes(data)
+    monkeypatch.setattr(remote, "TRIES", 2)
+    with (
+        _loader(tmp_path, "far") as loader,
+        pytest.raises(ReadError, match=r"train-000001\.tar.*hash in the index"),
+    ):
+        list(loader)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """moto's server in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            try:
+                urllib.request.urlopen(url, timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_training_and_evaluation_from_s3(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    (tmp_path / "web").mkdir()
+    glyphs = GlyphsSource(source="glyphs", classes=10, train_per_class=12, test_per_class=2, write=WRITE)
+    prepare(glyphs, tmp_path / "local")
+    bucket = fsspec.filesystem("s3")
+    bucket.mkdir("shards")
+    for split in ("train", "test"):
+        for path in (tmp_path / "local" / split).glob("*.tar"):
+            bucket.pipe_file(f"shards/{split}-{path.name}", path.read_bytes())
+    settings = WebdatasetSource(
+        source="webdataset",
+        train="s3://shards/train-{000000..000002}.tar",
+        test="s3://shards/test-000000.tar",
+        cache=CacheSettings(directory=str(tmp_path / "cache")),
+        write=WRITE,
+    )
+    manifest = prepare(settings, tmp_path / "far")
+    local = open_view(DataView(path="local", split="train"), tmp_path)
+    assert manifest.splits["train"].fingerprint == local.fingerprint
+    with _loader(tmp_path, "far") as loader:
+        ids = np.concatenate([batch.ids.numpy() for batch in loader])
+    assert np.bincount(ids).tolist() == [2] * 120
+    view = open_view(DataView(path="far", split="test"), tmp_path)
+    with EvalLoader(
+        view, batch=8, image_size=16, augment=AugmentSettings(), threads=1, rank=0, world=1
+    ) as evaluation:
+        assert sum(float(batch.weights.sum()) for batch in evaluation) == 20
+    with pytest.raises(DataError, match="s3://shards/nothing cannot be read"):
+        RemoteFile("s3://shards/nothing").read(0, 4)

@@ -1,0 +1,76 @@
+"""Which jobs may start: resources, the gang's right of way, and what can never run."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.admission import check_fits, orphans, startable
+from pipeline.errors import EnvironmentUnfit
+from pipeline.graph import Job, Planned
+
+
+def item(
+    name: str, *, cpus: float = 1, gpus: float = 0, workers: int = 0, cost: float = 0, needs: str = ""
+) -> Planned:
+    job = Job(
+        name=name,
+        stage=name.split("/")[0],
+        version=1,
+        slice={},
+        identity={},
+        inputs={"data": needs} if needs else {},
+        cpus=cpus,
+        gpus=gpus,
+        workers=workers,
+        cost=cost,
+    )
+    return Planned(job=job, digest=name, inputs={}, state="due", reason="new")
+
+
+def names(items: list[Planned]) -> list[str]:
+    return [planned.job.name for planned in items]
+
+
+def test_only_jobs_with_their_inputs_and_within_the_resources_start() -> None:
+    waiting = [
+        item("choose/a", needs="prepare/a"),
+        item("choose/b", needs="prepare/b"),
+        item("choose/c"),
+        item("choose/d"),
+    ]
+    assert names(startable(waiting, {"prepare/a"}, [], {"CPU": 2})) == ["choose/a", "choose/c"]
+    assert names(startable(waiting, {"prepare/a"}, [item("x")], {"CPU": 2})) == ["choose/a"]
+
+
+def test_a_gang_that_waits_holds_back_small_jobs() -> None:
+    waiting = [item("choose/a"), item("pretrain", workers=2)]
+    assert names(startable(waiting, set(), [item("prepare/b")], {"CPU": 2})) == []
+    assert names(startable(waiting, set(), [], {"CPU": 3})) == ["pretrain", "choose/a"]
+
+
+def test_a_gang_whose_data_is_being_prepared_keeps_its_place() -> None:
+    waiting = [item("choose/a"), item("pretrain", workers=2, needs="prepare/b")]
+    assert names(startable(waiting, set(), [item("prepare/b")], {"CPU": 3})) == []
+    assert names(startable(waiting, set(), [item("prepare/b")], {"CPU": 4})) == ["choose/a"]
+
+
+def test_longest_first() -> None:
+    waiting = [item("choose/short", cost=1), item("choose/long", cost=9)]
+    assert names(startable(waiting, set(), [], {"CPU": 1})) == ["choose/long"]
+
+
+def test_fractions_of_a_gpu_pack() -> None:
+    waiting = [item(f"choose/{i}", cpus=0.1, gpus=0.25) for i in range(5)]
+    assert len(startable(waiting, set(), [], {"CPU": 8, "GPU": 1})) == 4
+
+
+def test_jobs_behind_a_failure_are_named_and_the_comparison_is_not() -> None:
+    waiting = [item("evaluate/a", needs="finetune/a"), item("compare", needs="finetune/a")]
+    assert [(i.job.name, why) for i, why in orphans(waiting, {"finetune/a": "x"})] == [
+        ("evaluate/a", "its input finetune/a failed")
+    ]
+
+
+def test_what_never_fits_is_refused_with_both_numbers() -> None:
+    with pytest.raises(EnvironmentUnfit, match="pretrain needs 4 GPU, the cluster has 1"):
+        check_fits([item("pretrain", gpus=2, workers=2)], {"CPU": 8, "GPU": 1})

@@ -1,0 +1,84 @@
+"""One driver at a time, with real processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.errors import Busy
+from pipeline.lease import EXPIRY_S, Lease
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline.lease import Lease
+with Lease(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold_elsewhere(path: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_driver_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "lease.json"
+    process = hold_elsewhere(path)
+    try:
+        with pytest.raises(Busy, match=f"process {process.pid} on {socket.gethostname()}"), Lease(path):
+            pass
+        assert path.exists()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_lease_of_a_killed_driver_is_taken_over_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "lease.json"
+    process = hold_elsewhere(path)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with Lease(path):
+        assert json.loads(path.read_text())["pid"] == psutil.Process().pid
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("age_s", "free"), [(0.0, False), (EXPIRY_S + 1, True)])
+def test_the_lease_of_another_host_expires_with_its_heartbeat(
+    tmp_path: Path, age_s: float, free: bool
+) -> None:
+    path = tmp_path / "lease.json"
+    holder = {
+        "owner": "x",
+        "host": "elsewhere",
+        "pid": 1,
+        "pid_started": 0,
+        "since": 0,
+        "heartbeat": time.time() - age_s,
+    }
+    path.write_text(json.dumps(holder))
+    if free:
+        with Lease(path):
+            pass
+    else:
+        with pytest.raises(Busy, match="on elsewhere"), Lease(path):
+            pass
+
+
+def test_a_half_written_lease_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "lease.json"
+    path.write_text('{"owner": "x", "ho')
+    with Lease(path):
+        assert json.loads(path.read_text())["host"] == socket.gethostname()

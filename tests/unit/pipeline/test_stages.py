@@ -1,0 +1,128 @@
+"""The jobs that a configuration gives: how many, what each is identified by, what each waits for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import RunConfig
+from pipeline.config_io import load_config
+from pipeline.errors import ConfigError
+from pipeline.graph import plan
+from pipeline.rundir import RunDir, write_json
+from pipeline.stages import finetune
+from pipeline.stages.catalog import all_jobs
+from pipeline.stages.checks import check_run
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def demo(*overrides: str) -> RunConfig:
+    return load_config(ROOT / "configs" / "demo.yaml", overrides)
+
+
+def digests(config: RunConfig) -> dict[str, str]:
+    return {item.job.name: item.digest for item in plan(all_jobs(config), lambda digest: False, {})}
+
+
+def changed(*overrides: str) -> set[str]:
+    """Stages whose jobs are others with these overrides."""
+    before, now = digests(demo()), digests(demo(*overrides))
+    return {name.split("/")[0] for name in now if before.get(name) != now[name]}
+
+
+def test_every_cell_has_its_jobs() -> None:
+    config = demo(
+        "transfer.datasets=[digits]", "transfer.seeds=[0,1]", "transfer.protocol.learning_rates=[0.1,0.2]"
+    )
+    counts = Counter(job.stage for job in all_jobs(config))
+    assert counts == {"prepare": 2, "pretrain": 1, "choose": 4, "finetune": 4, "evaluate": 4, "compare": 1}
+
+
+def test_one_rate_leaves_nothing_to_choose() -> None:
+    jobs = {job.name: job for job in all_jobs(demo("transfer.protocol.learning_rates=[0.1]"))}
+    assert not any(job.stage == "choose" for job in jobs.values())
+    assert dict(jobs["finetune/digits/scratch/seed0"].inputs) == {"data": "prepare/digits"}
+
+
+@pytest.mark.parametrize(
+    ("override", "stages"),
+    [
+        ("transfer.protocol.learning_rates=[0.5,0.6]", {"choose", "finetune", "evaluate", "compare"}),
+        ("pretrain.optimizer.learning_rate=0.5", {"pretrain", "choose", "finetune", "evaluate", "compare"}),
+        ("datasets.digits.test_fraction=0.5", {"prepare", "choose", "finetune", "evaluate", "compare"}),
+        ("transfer.protocol.augment.evaluate=centre", {"choose", "finetune", "evaluate", "compare"}),
+        # How the work is done is no part of what comes out.
+        ("pretrain.gang.workers=4", set()),
+        ("pretrain.threads=4", set()),
+        ("pretrain.micro_batch=16", set()),
+        ("pretrain.engine.stage=3", set()),
+        ("pretrain.checkpoint.every=7 steps", set()),
+        ("fanout.cpus_per_job=2", set()),
+        # A default that is written out is the same setting.
+        ("pretrain.label_smoothing=0.0", set()),
+    ],
+)
+def test_what_a_change_makes_due(override: str, stages: set[str]) -> None:
+    assert changed(override) == stages
+
+
+def test_a_new_photo_makes_its_dataset_due(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        (tmp_path / split / "cat" / "1.jpg").write_bytes(b"one")
+    source = f"datasets.photos={{source: folder, path: {tmp_path}}}"
+    config = demo(source, "transfer.datasets=[photos]")
+    before = digests(config)
+    assert digests(config) == before
+    (tmp_path / "train" / "cat" / "2.jpg").write_bytes(b"two")
+    assert digests(config)["prepare/photos"] != before["prepare/photos"]
+    assert digests(config)["pretrain"] == before["pretrain"]
+
+
+def choose(tmp_path: Path, scores: dict[float, tuple[float, float] | None]) -> float:
+    """The rate that finetune takes when the choices scored (top-1, loss) or diverged (None)."""
+    rates = ",".join(str(rate) for rate in scores)
+    config = demo(f"transfer.protocol.learning_rates=[{rates}]")
+    run = RunDir(tmp_path)
+    planned = {item.job.name: item for item in plan(all_jobs(config), lambda digest: False, {})}
+    for rate, score in scores.items():
+        digest = planned[f"choose/digits/scratch/lr{rate:g}"].digest
+        metrics = {"val/top1": score[0], "val/loss": score[1]} if score else {}
+        write_json(run.job(digest).result, {"metrics": metrics})
+    item = planned["finetune/digits/scratch/seed1"]
+    return finetune.work(config, run, item.job, item.inputs).settings.optimizer.learning_rate
+
+
+def test_the_best_on_the_held_out_part_is_chosen(tmp_path: Path) -> None:
+    assert choose(tmp_path, {0.1: (0.5, 1.0), 0.2: (0.7, 2.0), 0.3: (0.6, 0.1)}) == 0.2
+
+
+def test_a_tie_goes_to_the_lower_loss_and_a_diverged_rate_is_out(tmp_path: Path) -> None:
+    assert choose(tmp_path, {0.1: (0.5, 1.0), 0.2: (0.5, 0.9), 0.3: None}) == 0.2
+
+
+def test_the_pretraining_head_is_not_taken_along(tmp_path: Path) -> None:
+    config = demo("pretrain.model.representation=true", "transfer.protocol.learning_rates=[0.1]")
+    planned = {item.job.name: item for item in plan(all_jobs(config), lambda digest: False, {})}
+    item = planned["finetune/digits/pretrained/seed0"]
+    job = finetune.work(config, RunDir(tmp_path), item.job, item.inputs)
+    assert not job.settings.model.representation
+    assert job.start == f"jobs/{planned['pretrain'].digest}/weights.safetensors"
+    assert job.data.split == "train"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pretrain.gang.workers=3", "set batch to"),
+        ("pretrain.model.name=vit_tj8", "vit_ti8"),
+        ("transfer.protocol.image_size=30", "transfer.protocol.image_size=30"),
+        ("pretrain.engine.kind=plain", "one worker"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_starts(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_run(demo(override))
