@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import VitlineError
+from pipeline.errors import UserError, VitlineError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,6 +67,15 @@ def run(
     config: ConfigPath,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would run and why")] = False,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="begin with this stage")
+    ] = None,
+    last: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="end with this stage")] = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="this stage and no other")] = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STAGE", help="do it again, with what follows; old results are kept"),
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="of a running Ray cluster; default: one is started here")
     ] = None,
@@ -79,16 +88,20 @@ def run(
     from launch.run import dry_run as plan_only
     from launch.run import run_config
     from pipeline.config_io import load_config
+    from pipeline.graph import Selection
 
     settings = load_config(config, overrides or [])
     if address is not None:
         settings = settings.model_copy(
             update={"cluster": settings.cluster.model_copy(update={"address": address})}
         )
+    if only is not None and (first is not None or last is not None):
+        raise UserError("--only beside --from or --until", "one of them", "leave the others out")
+    selection = Selection(first=only or first, last=only or last, force=frozenset(force or ()))
     if dry_run:
-        plan_only(settings, as_json=as_json)
+        plan_only(settings, selection, as_json=as_json)
     else:
-        run_config(settings, as_json=as_json, on_stop=_stop_on_signals)
+        run_config(settings, selection, as_json=as_json, on_stop=_stop_on_signals)
 
 
 @app.command()

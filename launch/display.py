@@ -61,10 +61,15 @@ class RunDisplay:
             if state == "done" and planned.digest in self._started:
                 took = f"  {time.monotonic() - self._started[planned.digest]:.0f} s"
             style = {"failed": "red", "done": "green", "stopped": "yellow"}.get(state, "")
-            detail = f"  {reason}" if reason and state != "running" else ""
-            self._console.print(Text(f"{planned.job.name}  {state}{took}{detail}", style=style))
+            detail = f"  {_first_line(reason)}" if reason and state != "running" else ""
+            self._console.print(
+                Text(f"{planned.job.name}  {state}{took}{detail}", style=style), soft_wrap=True
+            )
         elif state == "waiting" and planned.digest in self._started:
-            self._console.print(Text(f"{planned.job.name}  is tried again: {reason}", style="yellow"))
+            self._console.print(
+                Text(f"{planned.job.name}  is tried again: {_first_line(reason)}", style="yellow"),
+                soft_wrap=True,
+            )
 
     def tick(self) -> None:
         """Read what the running jobs wrote and show it."""
@@ -78,7 +83,7 @@ class RunDisplay:
             self._live.update(Text(line))
         elif time.monotonic() - self._lines_printed_at >= _LOG_INTERVAL_S:
             self._lines_printed_at = time.monotonic()
-            self._console.print(Text(line))
+            self._console.print(Text(line), soft_wrap=True)
 
     def _skip_old_events(self, digest: str) -> None:
         if digest not in self._offsets:
@@ -111,6 +116,11 @@ class RunDisplay:
             + (f", {counts['failed']} failed" if counts["failed"] else "")
             + f"  running: {names}{' …' if len(fan) > 2 else ''}"
         )
+
+
+def _first_line(text: str) -> str:
+    """Of a message in three parts the first; the whole stands in the log and at the end."""
+    return text.split("\n", 1)[0]
 
 
 def _progress_line(name: str, event: dict[str, Any]) -> str:

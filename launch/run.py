@@ -17,19 +17,20 @@ from launch.display import RunDisplay
 from pipeline.config import RunConfig
 from pipeline.driver import Driver, plan_run, run_dir_of, write_outcome
 from pipeline.errors import VitlineError
-from pipeline.graph import Planned
+from pipeline.graph import Planned, Selection, select
 from pipeline.lease import Lease
 from pipeline.rundir import RunDir
+from pipeline.stages.catalog import STAGES
 from pipeline.stages.checks import check_run
 
 # How long the end of a run waits for MLflow; what is not sent by then is sent by the next command.
 _MIRROR_CLOSE_S = 30.0
 
 
-def dry_run(config: RunConfig, *, as_json: bool) -> None:
+def dry_run(config: RunConfig, selection: Selection, *, as_json: bool) -> None:
     """Print what would run and why; changes nothing."""
     check_run(config)
-    planned = plan_run(config, run_dir_of(config))
+    planned = select(plan_run(config, run_dir_of(config)), selection, STAGES)
     if as_json:
         print(json.dumps([_as_json(item) for item in planned], indent=1))
         return
@@ -47,11 +48,14 @@ def dry_run(config: RunConfig, *, as_json: bool) -> None:
     Console().print(table)
 
 
-def run_config(config: RunConfig, *, as_json: bool, on_stop: Callable[[threading.Event], None]) -> None:
+def run_config(
+    config: RunConfig, selection: Selection, *, as_json: bool, on_stop: Callable[[threading.Event], None]
+) -> None:
     """Do all that is due and print the comparison.
 
     Args:
         config: checked settings.
+        selection: which part of the plan to do.
         as_json: print the outcome as one JSON object.
         on_stop: called with the event that asks the driver to stop; installs the signal handlers.
 
@@ -61,7 +65,7 @@ def run_config(config: RunConfig, *, as_json: bool, on_stop: Callable[[threading
     check_run(config)
     run = run_dir_of(config)
     with Lease(run.lease) as lease:
-        planned = plan_run(config, run)
+        planned = select(plan_run(config, run), selection, STAGES)
         due = [item for item in planned if item.state == "due"]
         Console(stderr=True, highlight=False).print(f"{config.name}: {_count(planned)}")
         if due:
@@ -110,7 +114,11 @@ def _print_end(config: RunConfig, run: RunDir, planned: Sequence[Planned], *, as
     from pipeline.report.words import verdicts
     from pipeline.transfer.results import collect, compare
 
-    comparison = compare(collect(run, [item.digest for item in planned]))
+    cells = collect(run, [item.digest for item in planned])
+    if not cells:  # a command for the first stages only
+        print(f"jobs:    vitline status {run.path}")
+        return
+    comparison = compare(cells)
     if as_json:
         print(json.dumps(as_dict(comparison), indent=1))
         return

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from pipeline.errors import EnvironmentUnfit
 from pipeline.graph import Planned
-from pipeline.stages import compare
+from pipeline.stages import compare, prepare
 from pipeline.stages.catalog import STAGES
 
 _KINDS = ("CPU", "GPU")
@@ -30,21 +30,24 @@ def startable(
 ) -> list[Planned]:
     """Jobs whose inputs are done (by name) and that fit beside `running`, in the order to start them.
 
-    A gang that cannot start yet, for want of its inputs or of room, keeps its place from all that come
-    after it.
+    All datasets come first: a fault in one is found before anything trains. A gang for which there is no
+    room yet keeps its place from all that come after it.
     """
+    running = list(running)
     due = [item for item in waiting if item.job.stage != compare.STAGE]
+    if any(item.job.stage == prepare.STAGE for item in [*due, *running]):
+        due = [item for item in due if item.job.stage == prepare.STAGE]
+    due = [item for item in due if all(name in done for name in item.job.inputs.values())]
     due.sort(key=lambda item: (STAGES.index(item.job.stage), -item.job.cost))
     free = {kind: resources.get(kind, 0.0) for kind in _KINDS}
     for item in running:
         free = _less(free, needs(item))
     chosen = []
     for item in due:
-        ready = all(name in done for name in item.job.inputs.values())
         fits = all(need <= free[kind] + 1e-6 for kind, need in needs(item).items())
-        if ready and fits:
+        if fits:
             chosen.append(item)
-        if (ready and fits) or item.job.workers:
+        if fits or item.job.workers:
             free = _less(free, needs(item))
     return chosen
 

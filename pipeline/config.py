@@ -135,7 +135,9 @@ class TorchvisionSource(SourceSettings):
 class CacheSettings(Settings):
     """Chunks of remote shards on each node's own disk."""
 
-    directory: str | None = Field(None, description="None: one for each user in the system's temporary directory")
+    directory: str | None = Field(
+        None, description="None: one for each user in the system's temporary directory"
+    )
     limit_gib: float = Field(100, gt=0, description="size of all chunks together")
 
 
@@ -150,6 +152,31 @@ class WebdatasetSource(SourceSettings):
     cache: CacheSettings = Field(CacheSettings(), description="for shards at URLs")
 
 
+class ParquetSource(SourceSettings):
+    """Parquet files with a column of encoded images; paths with braces or stars."""
+
+    source: Literal["parquet"]
+    train: str
+    test: str
+    image: str = Field("image", description="column: bytes, or a struct with `bytes`")
+    label: str = Field(
+        "label", description="column: class numbers or names; lists for several labels a sample"
+    )
+    classes: tuple[str, ...] | None = Field(None, description="names; None: as the files say")
+
+
+class HuggingFaceSource(SourceSettings):
+    """A dataset of Hugging Face's `datasets`: saved to disk, local, or on the hub."""
+
+    source: Literal["huggingface"]
+    path: str
+    config: str | None = None
+    train: str = Field("train", description="name of the split")
+    test: str = Field("test", description="name of the split")
+    image: str = Field("image", description="column")
+    label: str = Field("label", description="column")
+
+
 def _source_tag(value: Any) -> str:
     source = value.get("source") if isinstance(value, dict) else getattr(value, "source", None)
     return "torchvision" if isinstance(source, str) and source.startswith("torchvision:") else str(source)
@@ -161,7 +188,9 @@ DatasetSettings = Annotated[
     | Annotated[DigitsSource, Tag("digits")]
     | Annotated[FolderSource, Tag("folder")]
     | Annotated[TorchvisionSource, Tag("torchvision")]
-    | Annotated[WebdatasetSource, Tag("webdataset")],
+    | Annotated[WebdatasetSource, Tag("webdataset")]
+    | Annotated[ParquetSource, Tag("parquet")]
+    | Annotated[HuggingFaceSource, Tag("huggingface")],
     Discriminator(_source_tag),
 ]
 
@@ -206,6 +235,10 @@ class AugmentSettings(Settings):
         448 / 384, ge=1, description="random_crop and centre: resized to this × image_size first"
     )
     flip: bool = Field(True, description="mirror half of the samples")
+    rand_layers: int = Field(0, ge=0, description="operations of RandAugment on each sample; 0: none")
+    rand_magnitude: float = Field(10, ge=0, le=20, description="of RandAugment, as big_vision counts it")
+    mixup: float = Field(0, ge=0, description="parameter of the Beta distribution of shares; 0: no mixup")
+    cutmix: float = Field(0, ge=0, description="the same for cutmix; with both, each pair gets one of them")
     evaluate: Literal["resize", "centre"] = Field(
         "resize", description="resize: to a square, as the paper's code"
     )

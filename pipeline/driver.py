@@ -106,6 +106,7 @@ class Driver:
         self._log({"event": "run", "state": "started", "name": self.config.name, "commit": _commit()})
         due = [item for item in planned if item.state == "due"]
         state = _State(waiting=due, done={item.job.name for item in planned if item.state == "done"})
+        _set_aside(self.run, due)
         for item in planned:
             self._report(item, "waiting" if item.state == "due" else "skipped", item.reason)
         try:
@@ -222,9 +223,9 @@ class Driver:
 
     def _compare(self, planned: Sequence[Planned], state: _State) -> None:
         """The report of all that is done; it counts as done only when nothing is missing."""
-        item = next(item for item in planned if item.job.stage == compare.STAGE)
+        item = next((item for item in planned if item.job.stage == compare.STAGE), None)
         digests = {p.job.name: p.digest for p in planned if p.job.name in state.done}
-        if item.state == "done" or not any(name.startswith("evaluate/") for name in digests):
+        if item is None or item.state == "done" or not any(name.startswith("evaluate/") for name in digests):
             return
         # Matplotlib takes seconds to import.
         from pipeline.report.build import build
@@ -253,6 +254,16 @@ class Driver:
             }
         )
         self.display.job(item, state, reason)
+
+
+def _set_aside(run: RunDir, due: Sequence[Planned]) -> None:
+    """Move what forced jobs made to jobs/.replaced: they begin anew, and nothing is lost."""
+    for item in due:
+        job = run.job(item.digest)
+        if job.result.exists():
+            target = run.jobs / ".replaced" / f"{item.digest}-{time.time_ns()}"
+            target.parent.mkdir(exist_ok=True)
+            job.path.rename(target)
 
 
 def _job_failed(run: RunDir, item: Planned, error: str) -> JobsFailed:

@@ -12,12 +12,12 @@ A job is done when its directory holds a result; nothing else is remembered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pipeline.config_io import digest_of, flatten
-from pipeline.errors import VitlineError
+from pipeline.errors import UserError, VitlineError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,3 +156,58 @@ def _plain(value: object) -> object:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 24 else text[:21] + "…"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which part of a plan a command is for; None: no bound.
+
+    Args:
+        first, last: stages; what is due before or after them is left as it is.
+        force: stages whose jobs are done anew, with all that follows from them.
+    """
+
+    first: str | None = None
+    last: str | None = None
+    force: frozenset[str] = frozenset()
+
+
+def select(planned: Sequence[Planned], selection: Selection, stages: Sequence[str]) -> list[Planned]:
+    """The jobs that a command looks after, of `planned` (inputs first); `stages` in their order.
+
+    Raises:
+        UserError: a stage that does not exist, or a due job whose input is due and left out.
+    """
+    named = {selection.first, selection.last, *selection.force} - {None}
+    if unknown := sorted(str(stage) for stage in named if stage not in stages):
+        raise UserError(f"the stage {unknown[0]!r}", f"one of {', '.join(stages)}", "name one of these")
+    low = stages.index(selection.first) if selection.first else 0
+    high = stages.index(selection.last) if selection.last else len(stages) - 1
+    chosen: dict[str, Planned] = {}
+    left_out = set()
+    for item in _forced(planned, selection.force):
+        inside = low <= stages.index(item.job.stage) <= high
+        if item.state == "due" and not inside:
+            left_out.add(item.job.name)
+            continue
+        chosen[item.job.name] = item
+        missing = [name for name in item.job.inputs.values() if name in left_out]
+        if item.state == "due" and missing:
+            raise UserError(
+                f"{item.job.name} is due and needs {missing[0]}, which is due too and left out",
+                "inputs that are done, or part of this command",
+                f"begin with {missing[0].split('/')[0]} or earlier",
+            )
+    return list(chosen.values())
+
+
+def _forced(planned: Sequence[Planned], force: frozenset[str]) -> Iterator[Planned]:
+    redone: set[str] = set()
+    for item in planned:
+        again = item.job.stage in force or any(name in redone for name in item.job.inputs.values())
+        if again and item.state == "done":
+            why = "forced" if item.job.stage in force else "follows what is forced"
+            redone.add(item.job.name)
+            yield replace(item, state="due", reason=why)
+        else:
+            yield item

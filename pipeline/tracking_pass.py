@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +34,9 @@ from pipeline.tracking_state import (
 )
 
 logger = logging.getLogger(__name__)
+
+# A request that hangs in a server may still come through after its client gave up and made another.
+LONGEST_STALL_S = 120.0
 
 
 class Away(Exception):
@@ -121,15 +125,17 @@ class Sender:
 
     def _create(self, tracked: Tracked, name: str, tags: Mapping[str, str]) -> None:
         """Make the run of `tracked`. What became of a call that failed is looked up the next time."""
-        uncertain, self.cursor.uncertain = self.cursor.uncertain, True
-        tracked.run_id = self.store.create(name, tracked.started, tags)
-        self.cursor.uncertain = uncertain
+        try:
+            tracked.run_id = self.store.create(name, tracked.started, tags)
+        except Away:
+            self.cursor.uncertain = time.time()
+            raise
 
     def _remove_ghosts(self) -> None:
         kept = {digest: job.run_id for digest, job in self.cursor.jobs.items() if job.run_id}
         self.store.remove_ghosts(self.cursor.parent.run_id, self.cursor.key, kept)
-        # A request that hangs in the server may come through yet: looked for until the run ends.
-        self.cursor.uncertain = self.cursor.parent.state not in STATUS
+        if time.time() - self.cursor.uncertain > LONGEST_STALL_S:
+            self.cursor.uncertain = 0.0
 
     # ------------------------------------------------------------ the parent
 

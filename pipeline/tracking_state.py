@@ -103,7 +103,7 @@ class Cursor:
         store: the store's address; a cursor of another store is not used.
         key: random name of the parent run, kept before the run is created, so that a create call whose
             answer was lost is found again.
-        uncertain: a create call failed and may have worked all the same.
+        uncertain: when a create call last failed, Unix seconds; it may have worked all the same.
     """
 
     store: str
@@ -112,7 +112,7 @@ class Cursor:
     commands: int = 0
     version: str = ""
     commit: str = ""
-    uncertain: bool = False
+    uncertain: float = 0.0
     parent: Tracked = field(default_factory=Tracked)
     jobs: dict[str, Tracked] = field(default_factory=dict)
 

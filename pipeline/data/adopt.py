@@ -6,7 +6,6 @@ remote shard is copied for that, one at a time for each process, and the copy is
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +14,13 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.config import WebdatasetSource
+from pipeline.data.braces import expand_braces
 from pipeline.data.files import file_reader
 from pipeline.data.index import Scan, finish, read_blocks, save_index, scan
 from pipeline.data.manifest import Manifest, Shard, Split
 from pipeline.data.progress import Progress, Report, Run
 from pipeline.data.remote import RemoteFile, is_remote
 from pipeline.errors import DataError, UserError
-
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def adopt(settings: WebdatasetSource, directory: Path, *, report: Report, run: Run) -> Manifest:
@@ -45,23 +42,6 @@ def adopt(settings: WebdatasetSource, directory: Path, *, report: Report, run: R
             "check the shards, or list the names under `classes` of the dataset",
         )
     return Manifest(classes, splits, settings.cache)
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """'a-{08..10}.tar' → a-08.tar, a-09.tar, a-10.tar; '{a,b}.tar' → a.tar, b.tar; several multiply."""
-    match = _BRACES.search(pattern)
-    if not match:
-        return [pattern]
-    numbers = _RANGE.fullmatch(match.group(1))
-    if numbers:
-        first, last = numbers.groups()
-        step = 1 if int(first) <= int(last) else -1
-        width = len(first) if first.startswith("0") else 0
-        values = [f"{n:0{width}d}" for n in range(int(first), int(last) + step, step)]
-    else:
-        values = match.group(1).split(",")
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    return [text for value in values for text in expand_braces(before + value + after)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +106,8 @@ def _adopt_shard(job: _Job, chunk: int, numbered: tuple[int, str]) -> tuple[Shar
     index_name = f"{job.split}/{number:06d}.npz"
     if found.offset:
         save_index(job.directory / index_name, index)
-    return Shard(name, index_name, size, len(index), sha256), max(found.label, default=-1)
+    shard = Shard(name, index_name, size, len(index), index.labels, sha256)
+    return shard, max((max(labels) for labels in found.label), default=-1)
 
 
 def _scan(path: Path, name: str, names: dict[str, int]) -> Scan:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipeline.data.decode import Pixels, decode
+from pipeline.data.mix import Pairs, mix_pixels, mix_targets
 from pipeline.data.view import View
 
 STAND_IN = 128  # level of every pixel of a sample that cannot be decoded, and of padding
 PADDING = -1  # id of a row that holds no sample
-_ROWS = 16  # rows a thread takes at once
+_ROWS = 16  # rows a thread takes at once; even, so that pairs stay together
 
 I64 = NDArray[np.int64]
 Augment = Callable[[Pixels, int], Pixels]
@@ -30,8 +31,9 @@ Augment = Callable[[Pixels, int], Pixels]
 class Batch:
     """One rank's part of one step.
 
-    images: (n, 3, H, W) uint8, channels last in memory; labels: (n,) int64; ids: (n,) int64 in the
-    split; weights: (n,) float32, 0 for a sample that could not be decoded and for padding.
+    images: (n, 3, H, W) uint8, channels last in memory; labels: (n,) int64, or (n, classes) float32 where
+    samples are mixed or have several labels; ids: (n,) int64 in the split; weights: (n,) float32, 0 for a
+    sample that could not be decoded and for padding.
     """
 
     step: int
@@ -60,8 +62,11 @@ class Assembler:
         # Pinned memory is copied to a device while the next step computes; torch keeps and reuses it.
         self._pin = torch.cuda.is_available()
 
-    def start(self, step: int, ids: I64, augment: Augment) -> Pending:
-        """Begin to fill a batch with these samples; PADDING stays empty."""
+    def start(
+        self, step: int, ids: I64, augment: Augment, *, pairs: Pairs | None = None, soft: bool = False
+    ) -> Pending:
+        """Begin to fill a batch with these samples; PADDING stays empty. `pairs` are mixed; `soft` asks
+        for labels as (n, classes)."""
         real = np.flatnonzero(ids != PADDING)
         labels = np.zeros(len(ids), dtype=np.int64)
         labels[real] = self._view.store.rows.labels(ids[real])
@@ -73,13 +78,13 @@ class Assembler:
         )
         shards, places = self._view.store.rows.locate(ids)
         jobs = [
-            self._pool.submit(self._fill, rows, shards[rows], places[rows], pixels.numpy(), augment)
+            self._pool.submit(self._fill, rows, shards[rows], places[rows], pixels.numpy(), augment, pairs)
             for rows in (real[start : start + _ROWS] for start in range(0, len(real), _ROWS))
         ]
-        return Pending(batch, jobs, self._view)
+        return Pending(batch, jobs, self._view, pairs, soft or pairs is not None)
 
     def _fill(
-        self, rows: I64, shards: I64, places: I64, pixels: Pixels, augment: Augment
+        self, rows: I64, shards: I64, places: I64, pixels: Pixels, augment: Augment, pairs: Pairs | None
     ) -> list[tuple[int, str]]:
         """Fill some rows; returns (row, reason) of those that cannot be decoded."""
         bad = []
@@ -91,6 +96,11 @@ class Assembler:
                 pixels[row] = STAND_IN
             else:
                 pixels[row] = augment(image, row)
+        if pairs:
+            lost = {row // 2 for row, _ in bad}
+            for row in rows[::2].tolist():
+                if row // 2 not in lost:
+                    mix_pixels(pixels, row, pairs)
         return bad
 
     def close(self) -> None:
@@ -105,6 +115,8 @@ class Pending:
     batch: Batch
     jobs: list[Future[list[tuple[int, str]]]]
     view: View
+    pairs: Pairs | None
+    soft: bool
 
     def finish(self) -> tuple[Batch, list[Bad]]:
         """Wait for the batch; an error in a thread is raised here."""
@@ -114,4 +126,9 @@ class Pending:
                 sample = int(self.batch.ids[row])
                 self.batch.weights[row] = 0
                 bad.append(Bad(sample, self.view.key(sample), reason))
-        return self.batch, bad
+        if not self.soft:
+            return self.batch, bad
+        targets = self.view.store.rows.targets(self.batch.ids.numpy(), self.view.num_classes)
+        if self.pairs:
+            targets = mix_targets(targets, self.batch.weights.numpy() > 0, self.pairs)
+        return replace(self.batch, labels=torch.from_numpy(targets)), bad

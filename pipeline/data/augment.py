@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 
 from pipeline.config import AugmentSettings
 from pipeline.data.philox import uniforms
+from pipeline.data.randaugment import DRAWS, rand_augment
 
 _CROP_TRIES = 100
 
@@ -29,7 +30,8 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """The random numbers of n samples: four for the crop of each, one for its flip, all in [0, 1).
+    """The random numbers of n samples: four for the crop of each, one for its flip, four for each layer of
+    RandAugment; all in [0, 1).
 
     Lists, because Python computes with its own floats several times faster than with NumPy's.
     """
@@ -39,6 +41,7 @@ class Draws:
     sample: NDArray[np.int64]
     crop: list[list[float]]
     flip: list[float]
+    rand: list[list[float]]
 
     def more(self, row: int, attempt: int) -> list[float]:
         """Four numbers for the crop of one sample, others at each attempt."""
@@ -50,13 +53,14 @@ class Draws:
         return numbers
 
 
-def draw(seed: int, epoch: NDArray[np.int64], sample: NDArray[np.int64]) -> Draws:
+def draw(settings: AugmentSettings, seed: int, epoch: NDArray[np.int64], sample: NDArray[np.int64]) -> Draws:
     return Draws(
         seed,
         epoch,
         sample,
         uniforms(seed, "crop", epoch, sample, 4).tolist(),
         uniforms(seed, "flip", epoch, sample, 1)[:, 0].tolist(),
+        uniforms(seed, "rand", epoch, sample, DRAWS * settings.rand_layers).tolist(),
     )
 
 
@@ -70,6 +74,8 @@ def train_pixels(settings: AugmentSettings, pixels: Pixels, size: int, draws: Dr
     image = _TRAIN[settings.train](settings, pixels, size, draws, row)
     if settings.flip and draws.flip[row] < 0.5:
         image = image.flip(-1)
+    if settings.rand_layers:
+        return rand_augment(_pixels(image), settings.rand_layers, settings.rand_magnitude, draws.rand[row])
     return _pixels(image)
 
 

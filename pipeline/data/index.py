@@ -2,6 +2,7 @@
 
     offset  int64 (n,)   where the image's content starts          size   int64 (n,)   its bytes
     kind    uint8 (n,)   place in KINDS of its extension           label  int32 (n,)   class number
+    more    int32 (m,)   further class numbers, sample by sample   more_end int64 (n,) where each sample's end
     keys    uint8 (k,)   all keys, one after the other             key_end int64 (n,)  where each ends
     chunk_end int64 (c,) end of each chunk in the shard, bytes     chunk_hash uint8 (c, 16)  BLAKE2b
 
@@ -42,6 +43,8 @@ class ShardIndex:
     size: NDArray[np.int64]
     kind: NDArray[np.uint8]
     label: NDArray[np.int32]
+    more: NDArray[np.int32]
+    more_end: NDArray[np.int64]
     keys: NDArray[np.uint8]
     key_end: NDArray[np.int64]
     chunk_end: NDArray[np.int64]
@@ -49,6 +52,11 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.offset)
+
+    @property
+    def labels(self) -> int:
+        """Labels of all samples together."""
+        return len(self.label) + len(self.more)
 
     def key(self, row: int) -> str:
         start = int(self.key_end[row - 1]) if row else 0
@@ -62,7 +70,7 @@ class Scan:
     offset: list[int]
     size: list[int]
     kind: list[int]
-    label: list[int]
+    label: list[tuple[int, ...]]
     key: list[str]
     end: list[int]
 
@@ -141,7 +149,9 @@ def finish(found: Scan, chunk: int, chunks: Iterator[bytes]) -> tuple[ShardIndex
         offset=np.array(found.offset, dtype=np.int64),
         size=np.array(found.size, dtype=np.int64),
         kind=np.array(found.kind, dtype=np.uint8),
-        label=np.array(found.label, dtype=np.int32),
+        label=np.array([labels[0] for labels in found.label], dtype=np.int32),
+        more=np.array([label for labels in found.label for label in labels[1:]], dtype=np.int32),
+        more_end=np.cumsum([len(labels) - 1 for labels in found.label], dtype=np.int64),
         keys=np.frombuffer(b"".join(encoded), dtype=np.uint8),
         key_end=np.cumsum([len(key) for key in encoded], dtype=np.int64),
         chunk_end=ends,

@@ -1,7 +1,7 @@
-"""What the label member of a sample says: `cls`, `json` or `txt` → class number.
+"""What the label member of a sample says: `cls`, `json` or `txt` → class numbers.
 
-`cls` and `txt` hold a number or a class name; `json` an object with "label", "cls" or "class_id".
-Of several members the first of this order counts.
+`cls` and `txt` hold a number or a class name; `json` an object with "label", "cls" or "class_id", which
+may be a list: several labels of one sample. Of several members the first of this order counts.
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ MEMBERS = ("cls", "json", "txt")
 _FIELDS = ("label", "cls", "class_id")
 
 
-def parse_label(where: str, extension: str, content: bytes, names: Mapping[str, int]) -> int:
-    """The class number in a label member.
+def label_member(label: int | tuple[int, ...]) -> dict[str, bytes]:
+    """The member that holds a label: `cls` for one, as everybody reads it; `json` for several."""
+    if isinstance(label, tuple):
+        return {"json": json.dumps({"label": list(label)}).encode()}
+    return {"cls": str(label).encode()}
+
+
+def parse_label(where: str, extension: str, content: bytes, names: Mapping[str, int]) -> tuple[int, ...]:
+    """The class numbers in a label member, at least one, none twice.
 
     Args:
         where: shard and key, for messages.
@@ -28,18 +35,24 @@ def parse_label(where: str, extension: str, content: bytes, names: Mapping[str, 
         DataError: there is no number and no known name in it.
     """
     try:
-        text: object = content.decode("utf-8").strip()
+        value: object = content.decode("utf-8").strip()
         if extension == "json":
             fields = json.loads(content)
-            text = next((fields[name] for name in _FIELDS if name in fields), None)
+            value = next((fields[name] for name in _FIELDS if name in fields), None)
     except (ValueError, TypeError) as error:
         raise _no_label(where, extension, f"{content[:40]!r} ({error})") from error
-    if isinstance(text, str) and text in names:
-        return names[text]
+    if isinstance(value, list) and value:
+        return tuple(dict.fromkeys(_number(where, extension, item, names) for item in value))
+    return (_number(where, extension, value, names),)
+
+
+def _number(where: str, extension: str, value: object, names: Mapping[str, int]) -> int:
+    if isinstance(value, str) and value in names:
+        return names[value]
     try:
-        number = int(str(text))
+        number = int(str(value))
     except ValueError:
-        raise _no_label(where, extension, repr(text)[:60]) from None
+        raise _no_label(where, extension, repr(value)[:60]) from None
     if not 0 <= number < 2**31 or (names and number >= len(names)):
         expected = f"0 to {len(names) - 1}" if names else "0 to 2147483647"
         raise DataError(

@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.config import AugmentSettings, OrderSettings
 from pipeline.data.assemble import PADDING, Assembler, Bad, Batch, Pending
 from pipeline.data.augment import draw, evaluation_pixels, train_pixels
+from pipeline.data.mix import draw_pairs
 from pipeline.data.order import Chunks, Order, part
 from pipeline.data.view import View
 from pipeline.errors import ConfigError, DataError
@@ -107,8 +108,12 @@ class TrainLoader(_Loader):
     def _start(self, step: int) -> Pending:
         positions = part(self._order.batch_positions(step, self.batch), self._rank, self._world)
         ids = self.view.sample_id(self._order.indices(positions))
-        draws = draw(self._seed, positions // self.view.samples, ids)
-        pending = self._assembler.start(step, ids, partial(self._pixels, draws))
+        epochs = positions // self.view.samples
+        draws = draw(self._augment, self._seed, epochs, ids)
+        pairs = draw_pairs(self._augment, self._seed, epochs, ids, self._size)
+        pending = self._assembler.start(
+            step, ids, partial(self._pixels, draws), pairs=pairs, soft=self.view.multi_label
+        )
         ahead = self._order.next_window(positions)
         if step == self._first_step:
             ahead = np.concatenate([self._order.this_window(positions), ahead])
@@ -160,7 +165,7 @@ class EvalLoader(_Loader):
     """Every sample of the view once over all ranks, in the view's order.
 
     A rank gets ceil(batch / world) rows at a time, all ranks the same number of batches; rows that are
-    left over have weight 0 and id -1. Samples that cannot be decoded have weight 0, and are in
+    left over have weight 0 and id -1. Of several labels of a sample the first is given. Samples that cannot be decoded have weight 0, and are in
     `quarantine`: whoever counts must compare with `view.samples`.
     """
 

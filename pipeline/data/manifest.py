@@ -29,12 +29,14 @@ FILE = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar. `name` and `index` are relative to the dataset's directory, or absolute."""
+    """One tar. `name` and `index` are relative to the dataset's directory, or absolute. `labels` counts
+    more than `samples` when samples have several."""
 
     name: str
     index: str
     bytes: int
     samples: int
+    labels: int
     sha256: str
 
 
@@ -60,6 +62,11 @@ class Split:
     @property
     def samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether some samples have several labels."""
+        return any(shard.labels > shard.samples for shard in self.shards)
 
     @property
     def fingerprint(self) -> str:

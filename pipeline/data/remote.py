@@ -66,11 +66,11 @@ def _filesystem(scheme: str, stall_s: float) -> Any:
 class RemoteFile:
     """One file, read in ranges."""
 
-    def __init__(self, url: str, *, tries: int = TRIES, stall_s: float = STALL_S) -> None:
+    def __init__(self, url: str, *, tries: int | None = None) -> None:
         is_remote(url)
         self.url = url
-        self._tries = tries
-        self._files = _filesystem(url.partition("://")[0], stall_s)
+        self._tries = tries or TRIES
+        self._files = _filesystem(url.partition("://")[0], STALL_S)
 
     def size(self) -> int:
         """Its length, bytes."""

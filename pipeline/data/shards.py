@@ -27,13 +27,15 @@ from pipeline.config import DatasetSettings, WriteSettings
 from pipeline.data.decode import decode
 from pipeline.data.files import file_reader
 from pipeline.data.index import finish, read_blocks, save_index, scan
+from pipeline.data.labels import label_member
 from pipeline.data.manifest import BadImage, Shard
 from pipeline.data.philox import permutation
 from pipeline.data.sources.catalog import open_source
-from pipeline.data.sources.source import Item, Source
+from pipeline.data.sources.source import Item, Source, SourceSplit
 from pipeline.errors import DataError
 from pipeline.rundir import read_json, write_json
 
+_POOL_SHARDS = 4  # shards that share their blocks, so each block is read at most about so many times
 _NAME_BYTES = 90  # of a key: what fits the name field of every tar
 
 
@@ -68,9 +70,23 @@ def keep_open(plan: str, source: Source) -> None:
     _opened[plan] = source
 
 
-@lru_cache(maxsize=2)
-def _order(seed: int, split: str, length: int) -> NDArray[np.int64]:
-    return permutation(seed, f"write/{split}", 0, length)
+def shuffled(seed: int, split: str, source: SourceSplit, pool: int) -> NDArray[np.int64]:
+    """The order in which the items of a split are written.
+
+    Blocks are permuted, then the items of each `pool` neighbours; with blocks of one item, as most sources
+    have, the first alone is a permutation of everything.
+    """
+    sizes = source.blocks()
+    blocks = permutation(seed, f"write/{split}", 0, len(sizes))
+    first = np.cumsum(sizes) - sizes
+    start = np.repeat(first[blocks], sizes[blocks])
+    line = np.cumsum(sizes[blocks]) - sizes[blocks]
+    order = start + np.arange(len(start)) - np.repeat(line, sizes[blocks])
+    if len(sizes) < len(source):
+        for number, begin in enumerate(range(0, len(order), pool)):
+            part = order[begin : begin + pool]
+            order[begin : begin + pool] = part[permutation(seed, f"write/{split}/pool", number, len(part))]
+    return np.asarray(order)
 
 
 def write_shard(task: Task, number: int) -> Written:
@@ -83,7 +99,8 @@ def write_shard(task: Task, number: int) -> Written:
         keep_open(task.plan, open_source(task.settings))
     source = _opened[task.plan].splits[task.split]
     each = task.settings.write.shard_samples
-    numbers = _order(task.settings.seed, task.split, len(source))[number * each : (number + 1) * each]
+    order = _order(task)
+    numbers = order[number * each : (number + 1) * each]
     part = task.directory / f"{number:06d}.part"
     bad: list[BadImage] = []
     used: set[str] = set()
@@ -98,12 +115,18 @@ def write_shard(task: Task, number: int) -> Written:
                     continue
                 data, extension = resized(item, pixels, task.settings.write)
                 key = member_key(item.key, place, used)
-                tar.write({"__key__": key, extension: data, "cls": str(item.label).encode()})
+                tar.write({"__key__": key, extension: data, **label_member(item.label)})
                 image_bytes += len(data)
     part.rename(task.directory / f"{number:06d}.tar")
     written = Written(number, len(numbers), len(used), image_bytes, hashing.hexdigest(), tuple(bad))
     write_json(done, dataclasses.asdict(written))
     return written
+
+
+@lru_cache(maxsize=2)
+def _order(task: Task) -> NDArray[np.int64]:
+    pool = _POOL_SHARDS * task.settings.write.shard_samples
+    return shuffled(task.settings.seed, task.split, _opened[task.plan].splits[task.split], pool)
 
 
 def index_shard(task: Task, chunk: int, written: Written) -> Shard:
@@ -124,7 +147,9 @@ def index_shard(task: Task, chunk: int, written: Written) -> Shard:
             "check the disk, delete this file and prepare the dataset again",
         )
     save_index(path.with_suffix(".npz"), index)
-    return Shard(f"{task.split}/{path.name}", f"{task.split}/{path.stem}.npz", size, len(index), sha256)
+    return Shard(
+        f"{task.split}/{path.name}", f"{task.split}/{path.stem}.npz", size, len(index), index.labels, sha256
+    )
 
 
 class _Hashing:

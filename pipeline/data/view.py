@@ -22,7 +22,10 @@ from pipeline.errors import UserError
 
 
 class View:
-    """Samples 0 … samples-1 of a view. `ids` are their ids in the split, rising; None: the same numbers."""
+    """Samples 0 … samples-1 of a view. `ids` are their ids in the split, rising; None: the same numbers.
+
+    `multi_label`: samples may have several labels; `labels()` then gives the first of each.
+    """
 
     def __init__(self, manifest: Manifest, split: Split, store: Store, ids: NDArray[np.int64] | None) -> None:
         self.classes = manifest.classes
@@ -31,6 +34,7 @@ class View:
         self.ids = ids
         self.store = store
         self.chunk = split.chunk
+        self.multi_label = split.multi_label
         self._split = split
         chosen = [] if ids is None else [digest([ids.astype("<i8").tobytes().hex()])]
         self.fingerprint = digest([split.fingerprint, *chosen]) if chosen else split.fingerprint

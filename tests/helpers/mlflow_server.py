@@ -83,18 +83,23 @@ class FlakyProxy:
     Args:
         mode: "pass"; "503": answers that; "lose": passes a request on and drops the answer;
             "stall": keeps the request for `stall_s` before it passes it on.
+
+    Attributes `only` (end of the path) and `faults` (how many more) limit the mode to some requests.
     """
 
     def __init__(self, target: str) -> None:
         self.mode = "pass"
         self.stall_s = 2.0
+        self.only = ""
+        self.faults = 1_000_000
         self.requests = 0
         proxy, parts = self, urlsplit(target)
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def _handle(self) -> None:
                 proxy.requests += 1
-                mode = proxy.mode
+                mode = proxy.mode if self.path.endswith(proxy.only) and proxy.faults > 0 else "pass"
+                proxy.faults -= mode != "pass"
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if mode == "503":
                     self.send_error(503)

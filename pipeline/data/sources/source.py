@@ -9,17 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.sources.columns import Label
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """One image as it will lie in a shard.
 
-    `data` is an encoded image, `extension` of which kind; `key` says where it comes from.
+    `data` is an encoded image, `extension` of which kind; `label` a class number, or several; `key` says
+    where it comes from.
     """
 
     data: bytes
     extension: str
-    label: int
+    label: Label
     key: str
 
 
@@ -32,6 +35,10 @@ class SourceSplit(ABC):
     @abstractmethod
     def items(self, numbers: NDArray[np.int64]) -> Iterator[Item]:
         """The items of these numbers, in this order. An image that cannot be read has empty `data`."""
+
+    def blocks(self) -> NDArray[np.int64]:
+        """Sizes of runs of items that are read together: it pays to stay in few of them at a time."""
+        return np.ones(len(self), dtype=np.int64)
 
     def signature(self) -> str:
         """Changes when the items may have changed although the settings have not: files, for instance."""

@@ -52,7 +52,7 @@ BITS = {
 # Model, epochs on 303 million images, printed exaFLOPs of the paper's Table 6. The ResNets overshoot by 3 to
 # 4 %: the paper seems not to count the taps that fall on padding (docs/results/table6-exaflops.md).
 TABLE_6 = (
-    ("vit_b32", 7, 55, 0.021),
+    ("vit_b32", 7, 55, 0.02),
     ("vit_b16", 7, 224, 0.003),
     ("vit_l32", 7, 196, 0.003),
     ("vit_l16", 7, 783, 0.003),
@@ -138,7 +138,7 @@ def test_attention_pooling_equals_the_published_counts(name: str, count: int) ->
 @pytest.mark.parametrize(("name", "epochs", "printed", "within"), TABLE_6)
 def test_exaflops_reproduce_table_6(name: str, epochs: int, printed: int, within: float) -> None:
     predicted = training_exaflops(model_config(name, num_classes=1000), 303e6 * epochs)
-    assert abs(predicted / printed - 1) < within
+    assert abs(predicted - printed) < within * printed + 0.5, "half a unit is what printing rounds away"
 
 
 @pytest.mark.parametrize(

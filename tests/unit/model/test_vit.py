@@ -149,12 +149,17 @@ def test_relative_logits_pair_each_query_with_the_key_of_its_offset() -> None:
 @pytest.mark.parametrize("variant", ["token", "layers", "relative", "root"])
 def test_activation_checkpointing_changes_no_gradient(variant: str) -> None:
     model = small(dropout=0.1, stochastic_depth=0.2, **VARIANTS[variant])
+    runs: list[object] = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda module, inputs: runs.append(module))
     gradients = []
     for on in (False, True):
         model.set_activation_checkpointing(on)
         model.zero_grad()
+        runs.clear()
         torch.manual_seed(7)
         model(images()).square().sum().backward()
+        assert len(runs) == (4 if on else 2), "each of two blocks runs again in the backward pass"
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]), name

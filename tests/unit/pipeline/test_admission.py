@@ -34,24 +34,24 @@ def names(items: list[Planned]) -> list[str]:
 def test_only_jobs_with_their_inputs_and_within_the_resources_start() -> None:
     waiting = [
         item("choose/a", needs="prepare/a"),
-        item("choose/b", needs="prepare/b"),
+        item("choose/b", needs="pretrain"),
         item("choose/c"),
         item("choose/d"),
     ]
     assert names(startable(waiting, {"prepare/a"}, [], {"CPU": 2})) == ["choose/a", "choose/c"]
-    assert names(startable(waiting, {"prepare/a"}, [item("x")], {"CPU": 2})) == ["choose/a"]
+    assert names(startable(waiting, {"prepare/a"}, [item("choose/x")], {"CPU": 2})) == ["choose/a"]
+
+
+def test_all_datasets_come_before_any_training() -> None:
+    waiting = [item("prepare/b"), item("pretrain", workers=1, needs="prepare/a"), item("choose/a")]
+    assert names(startable(waiting, {"prepare/a"}, [], {"CPU": 8})) == ["prepare/b"]
+    assert names(startable(waiting[1:], {"prepare/a"}, [item("prepare/b")], {"CPU": 8})) == []
 
 
 def test_a_gang_that_waits_holds_back_small_jobs() -> None:
     waiting = [item("choose/a"), item("pretrain", workers=2)]
-    assert names(startable(waiting, set(), [item("prepare/b")], {"CPU": 2})) == []
+    assert names(startable(waiting, set(), [item("choose/b")], {"CPU": 2})) == []
     assert names(startable(waiting, set(), [], {"CPU": 3})) == ["pretrain", "choose/a"]
-
-
-def test_a_gang_whose_data_is_being_prepared_keeps_its_place() -> None:
-    waiting = [item("choose/a"), item("pretrain", workers=2, needs="prepare/b")]
-    assert names(startable(waiting, set(), [item("prepare/b")], {"CPU": 3})) == []
-    assert names(startable(waiting, set(), [item("prepare/b")], {"CPU": 4})) == ["choose/a"]
 
 
 def test_longest_first() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.graph import Job, Planned, plan
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.graph import Job, Planned, Selection, plan, select
 
 
 def job(name: str, inputs: dict[str, str] | None = None, *, version: int = 1, **settings: Any) -> Job:
@@ -87,3 +90,40 @@ def test_tuples_equal_lists_that_came_back_from_json() -> None:
     now = plan([job("pretrain", area=(0.5, 1.0))], lambda digest: False, earlier(before))
     assert now[0].digest == before[0].digest
     assert now[0].reason == "not finished"
+
+
+STAGES = ("prepare", "pretrain", "finetune")
+
+
+def chosen(planned: list[Planned], **bounds: Any) -> dict[str, str]:
+    return {item.job.name: item.state for item in select(planned, Selection(**bounds), STAGES)}
+
+
+def test_a_selection_leaves_later_stages_as_they_are() -> None:
+    planned = plan(chain(), lambda digest: False, {})
+    assert chosen(planned, last="pretrain") == {"prepare/x": "due", "pretrain": "due"}
+
+
+def test_a_selection_that_lacks_its_inputs_is_refused_by_name() -> None:
+    planned = plan(chain(), lambda digest: False, {})
+    with pytest.raises(UserError, match="finetune/a is due and needs pretrain"):
+        select(planned, Selection(first="finetune"), STAGES)
+    done = {item.digest for item in planned if item.job.stage != "finetune"}
+    again = plan(chain(), done.__contains__, {})
+    assert chosen(again, first="finetune") == {
+        "prepare/x": "done",
+        "pretrain": "done",
+        "finetune/a": "due",
+        "finetune/b": "due",
+    }
+
+
+def test_what_is_forced_is_due_again_with_all_that_follows() -> None:
+    planned = plan(chain(), lambda digest: True, {})
+    states = chosen(planned, force=frozenset({"pretrain"}))
+    assert states == {"prepare/x": "done", "pretrain": "due", "finetune/a": "due", "finetune/b": "due"}
+
+
+def test_an_unknown_stage_is_refused() -> None:
+    with pytest.raises(UserError, match="'pretain'"):
+        select([], Selection(last="pretain"), STAGES)

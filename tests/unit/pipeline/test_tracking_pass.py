@@ -40,10 +40,13 @@ class MemoryStore:
         self.fail_at = -1
         self.after = False
         self.refuses = ""
+        self.on_failure: Any = None
 
     def _run(self, effect: Any) -> Any:
         self.calls += 1
         failing = self.calls == self.fail_at
+        if failing:
+            self.on_failure()
         if failing and not self.after:
             raise Away("before")
         result = effect()
@@ -137,6 +140,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SyntheticRun:
     small = config.model_dump(mode="json")
     small["transfer"] |= {"datasets": ["digits"], "seeds": [0]}
     made = write_synthetic_run(type(config).model_validate(small), images=20)
+    # Reading a whole configuration hundreds of times is all that would take time here.
+    made.run.config.write_text("name: synthetic\npretrain: {batch: 128}\n")
     made.run.report.mkdir()
     (made.run.report / "report.html").write_text("<p>")
     return made
@@ -181,14 +186,23 @@ def test_a_fault_in_any_call_loses_and_doubles_nothing(made: SyntheticRun, after
     sender(made, undisturbed).send_all()
     expected = undisturbed.content()
     for fail_at in range(1, undisturbed.calls + 1):
-        made.run.tracking.unlink(missing_ok=True)
-        store = MemoryStore()
-        store.fail_at, store.after = fail_at, after
-        with pytest.raises(Away):
+        for killed in (False, True):
+            made.run.tracking.unlink(missing_ok=True)
+            store = MemoryStore()
+            store.fail_at, store.after = fail_at, after
+            left: list[bytes] = []
+            store.on_failure = lambda left=left: left.extend(
+                path.read_bytes() for path in [made.run.tracking] if path.exists()
+            )
+            with pytest.raises(Away):
+                sender(made, store).send_all()
+            if killed:
+                # The driver went with the call: nothing was written after it.
+                made.run.tracking.unlink()
+                for content in left:
+                    made.run.tracking.write_bytes(content)
             sender(made, store).send_all()
-        # The driver is gone as well: only the file of the cursor is left.
-        sender(made, store).send_all()
-        assert store.content() == expected, f"call {fail_at}"
+            assert store.content() == expected, f"call {fail_at}, killed {killed}"
 
 
 def test_events_are_followed_as_they_come(made: SyntheticRun) -> None:

@@ -8,7 +8,7 @@ import pytest
 import webdataset
 
 from pipeline.config import DataView, WebdatasetSource
-from pipeline.data.adopt import expand_braces
+from pipeline.data.braces import expand_braces
 from pipeline.data.view import open_view
 from pipeline.data.write import prepare
 from pipeline.errors import DataError, UserError

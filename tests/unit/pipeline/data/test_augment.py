@@ -14,7 +14,9 @@ PHOTO = np.array(
 
 
 def _draws(count: int = 1, epoch: int = 0, seed: int = 0):
-    return draw(seed, np.full(count, epoch, dtype=np.int64), np.arange(count, dtype=np.int64))
+    return draw(
+        AugmentSettings(), seed, np.full(count, epoch, dtype=np.int64), np.arange(count, dtype=np.int64)
+    )
 
 
 @pytest.mark.parametrize("kind", ["inception", "random_crop", "resize"])
@@ -22,7 +24,7 @@ def test_pixels_depend_on_seed_epoch_and_id_alone(kind: str) -> None:
     settings = AugmentSettings(train=kind)
     batch = _draws(40)
     for row in (0, 17, 39):
-        alone = draw(0, np.array([0]), np.array([row]))
+        alone = draw(settings, 0, np.array([0]), np.array([row]))
         first = train_pixels(settings, PHOTO, 32, batch, row)
         assert first.shape == (32, 32, 3)
         assert first.dtype == np.uint8

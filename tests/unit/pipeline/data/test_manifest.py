@@ -11,8 +11,8 @@ from pipeline.errors import DataError
 MANIFEST = Manifest(
     ("cat", "dog"),
     {
-        "train": Split(3, (Shard("a.tar", "a.npz", 10, 4, "aa"), Shard("b.tar", "b.npz", 9, 2, "bb"))),
-        "test": Split(2, (Shard("c.tar", "c.npz", 8, 2, "cc"),), (BadImage("x", "empty"),)),
+        "train": Split(3, (Shard("a.tar", "a.npz", 10, 4, 4, "aa"), Shard("b.tar", "b.npz", 9, 2, 3, "bb"))),
+        "test": Split(2, (Shard("c.tar", "c.npz", 8, 2, 2, "cc"),), (BadImage("x", "empty"),)),
     },
 )
 
@@ -21,6 +21,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     save_manifest(tmp_path, MANIFEST)
     assert load_manifest(tmp_path) == MANIFEST
     assert load_manifest(tmp_path).splits["train"].samples == 6
+    assert [split.multi_label for split in MANIFEST.splits.values()] == [True, False]
     shown = json.loads((tmp_path / "manifest.json").read_text())["splits"]["train"]
     assert (shown["samples"], shown["fingerprint"]) == (6, MANIFEST.splits["train"].fingerprint)
 
@@ -28,7 +29,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 def test_the_fingerprint_is_of_bytes_in_order() -> None:
     train = MANIFEST.splits["train"]
     swapped = Split(3, train.shards[::-1])
-    renamed = Split(5, tuple(Shard("/x", "/y", s.bytes, s.samples, s.sha256) for s in train.shards))
+    renamed = Split(5, tuple(Shard("/x", "/y", s.bytes, s.samples, s.labels, s.sha256) for s in train.shards))
     assert swapped.fingerprint != train.fingerprint
     assert renamed.fingerprint == train.fingerprint
 

@@ -151,7 +151,7 @@ def test_the_same_results_give_the_same_bytes(made: SyntheticRun, built: ReportP
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     plain = synthetic_config(tmp_path).model_dump(mode="json")
-    name = '<img src=x onerror=alert("d")>$x$'
+    name = '$\\frac$<img src=x onerror=alert("d")>'
     plain["datasets"][name] = plain["datasets"].pop("count")
     plain["transfer"]["datasets"] = ["digits", name]
     plain["transfer"]["protocol"]["name"] = "</style><script>alert(5)</script>"
@@ -163,7 +163,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     test_every_reference_in_the_page_has_one_target(built)
     assert page.tags.count("style") == 1
     shown = "".join(page.text)
-    for hostile in (HOSTILE[0], HOSTILE[1], HOSTILE[3], HOSTILE[4], HOSTILE[5], HOSTILE[8], name[:22]):
+    for hostile in (HOSTILE[0], HOSTILE[1], HOSTILE[3], HOSTILE[4], HOSTILE[5], HOSTILE[8], name[:20]):
         assert hostile in shown or hostile[:21] in shown, hostile
     assert "\u202e" not in text
     assert "\x00" not in text
