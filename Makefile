@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-full lint format clean setup
+.PHONY: demo test test-full faults lint format clean setup
 
 demo: setup
 	$(BIN)/vitline run configs/demo.yaml
@@ -12,7 +12,11 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-full: setup
-	$(BIN)/python -m pytest -m 'not gpu' --timeout 3600
+	$(BIN)/python -m pytest -m '(slow or not slow) and not gpu' --timeout 3600
+
+# Hosts of network namespaces (needs root), and kills at random moments.
+faults: setup
+	$(BIN)/python -m pytest -m '(slow or not slow) and not gpu' tests/faults --timeout 3600
 
 lint: setup
 	$(BIN)/ruff check .
@@ -31,7 +35,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "found $$($(PYTHON) --version); expected Python 3.11 or newer: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "missing: Python's venv module; on Debian: apt-get install python3-venv"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,s3]'
+	@echo "installing the versions of constraints.txt into $(VENV): a few minutes"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,s3]'
 	@touch $@
 
 clean:

@@ -107,15 +107,16 @@ def run(
 @app.command()
 def status(
     run_path: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, as runs/demo")],
+    watch: Annotated[bool, typer.Option("--watch", help="draw it anew while the run has a driver")] = False,
     as_json: Json = False,
 ) -> None:
     """Show the jobs of a run with state, time and result.
 
-    Example: vitline status runs/demo
+    Example: vitline status runs/demo --watch
     """
     from launch.status import print_status
 
-    print_status(run_path, as_json=as_json)
+    print_status(run_path, as_json=as_json, watch=watch)
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

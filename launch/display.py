@@ -31,6 +31,7 @@ class RunDisplay:
         self._states = {item.digest: ("done" if item.state == "done" else "waiting") for item in planned}
         self._items = {item.digest: item for item in planned}
         self._started: dict[str, float] = {}
+        self._seen: set[str] = set()
         self._offsets: dict[str, int] = {}
         self._last: dict[str, dict[str, Any]] = {}
         self._lines_printed_at = 0.0
@@ -53,23 +54,30 @@ class RunDisplay:
         if state == "running":
             self._started[planned.digest] = time.monotonic()
             self._skip_old_events(planned.digest)
-        alone = planned.job.workers > 0 or planned.job.stage in ("prepare", "compare")
-        if state == "failed" and reason.startswith("its input"):
-            return  # the input's own line says why
-        if state in ("failed", "stopped") or (state in ("running", "done") and alone):
-            took = ""
-            if state == "done" and planned.digest in self._started:
-                took = f"  {time.monotonic() - self._started[planned.digest]:.0f} s"
-            style = {"failed": "red", "done": "green", "stopped": "yellow"}.get(state, "")
-            detail = f"  {_first_line(reason)}" if reason and state != "running" else ""
-            self._console.print(
-                Text(f"{planned.job.name}  {state}{took}{detail}", style=style), soft_wrap=True
+        line = self._change(planned, state, _first_line(reason))
+        self._seen.add(planned.digest)
+        if line is not None:
+            style = {"failed": "red", "done": "green", "stopped": "yellow", "waiting": "yellow"}.get(
+                state, ""
             )
-        elif state == "waiting" and planned.digest in self._started:
-            self._console.print(
-                Text(f"{planned.job.name}  is tried again: {_first_line(reason)}", style="yellow"),
-                soft_wrap=True,
-            )
+            self._console.print(Text(line, style=style), soft_wrap=True)
+
+    def _change(self, planned: Planned, state: str, reason: str) -> str | None:
+        """The line that a change is worth; small jobs are only counted while all goes well."""
+        name = planned.job.name
+        if state == "failed":
+            # Of jobs whose input failed the input's own line says why.
+            return None if reason.startswith("its input") else f"{name}  failed  {reason}"
+        if state == "waiting":
+            # The first report of each job is the plan.
+            return f"{name}  waits: {reason}" if planned.digest in self._seen else None
+        if not planned.job.workers and planned.job.stage not in ("prepare", "compare"):
+            return None
+        if state == "done":
+            started = self._started.get(planned.digest)
+            took = f"  {time.monotonic() - started:.0f} s" if started else ""
+            return f"{name}  done{took}" + (f"  {reason}" if reason else "")
+        return f"{name}  {state}" + (f"  {reason}" if reason and planned.job.workers else "")
 
     def tick(self) -> None:
         """Read what the running jobs wrote and show it."""

@@ -9,11 +9,13 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from pipeline.errors import UserError
 from pipeline.events import read_events
-from pipeline.rundir import RunDir, read_json
+from pipeline.lease import live_holder
+from pipeline.rundir import RunDir
 
 # Of these, the first that a job has is shown.
 _FIGURES = {
@@ -24,40 +26,47 @@ _FIGURES = {
 }
 
 
-def print_status(path: Path, *, as_json: bool) -> None:
+def print_status(path: Path, *, as_json: bool, watch: bool = False) -> None:
     """Print the newest state of every job, in the order in which the driver planned them.
+
+    With `watch` the table is drawn anew every two seconds, for as long as the run has a driver.
 
     Raises:
         UserError: `path` is no run's directory.
     """
     run = RunDir(path)
-    events, _ = read_events(run.events)
-    if not events:
+    if not read_events(run.events)[0]:
         raise UserError(f"{path} holds no events.jsonl", "the directory of a run", "name it, as in runs/demo")
-    rows = _rows(run, events)
-    holder = read_json(run.lease)
+    holder = live_holder(run.lease)
     if as_json:
+        rows = _rows(run, alive=holder is not None)
         print(json.dumps({"schema": 1, "run": path.name, "driver": holder, "jobs": rows}, indent=1))
         return
+    console = Console()
+    if not watch:
+        console.print(_table(run, holder))
+        return
+    with Live(_table(run, holder), console=console, auto_refresh=False) as live:
+        while holder is not None:
+            time.sleep(2)
+            holder = live_holder(run.lease)
+            live.update(_table(run, holder), refresh=True)
+
+
+def _table(run: RunDir, holder: dict[str, Any] | None) -> Table:
     driver = f"driven by process {holder['pid']} on {holder['host']}" if holder else "no driver"
-    table = Table(
-        "job",
-        "state",
-        "seconds",
-        "result",
-        title=f"{path.name}: {driver}",
-        title_justify="left",
-        box=box.SIMPLE,
-    )
+    title = f"{run.path.name}: {driver}"
+    table = Table("job", "state", "seconds", "result", title=title, title_justify="left", box=box.SIMPLE)
     table.columns[0].no_wrap = True
-    for row in rows:
+    for row in _rows(run, alive=holder is not None):
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
         table.add_row(row["name"], row["state"], seconds, _figure(row))
-    Console().print(table)
+    return table
 
 
-def _rows(run: RunDir, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a job of the newest plan."""
+def _rows(run: RunDir, *, alive: bool) -> list[dict[str, Any]]:
+    """One row a job of the newest plan; without a living driver nothing runs."""
+    events, _ = read_events(run.events)
     starts = [i for i, event in enumerate(events) if event["event"] == "run" and event["state"] == "started"]
     newest: dict[str, dict[str, Any]] = {}
     for event in events[starts[-1] if starts else 0 :]:
@@ -66,7 +75,11 @@ def _rows(run: RunDir, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for digest, event in newest.items():
         result = run.job(digest).read_result()
-        state = "done" if result is not None and event["state"] in ("done", "skipped") else event["state"]
+        state = event["state"]
+        if result is not None and state == "skipped":
+            state = "done"
+        elif state == "running" and not alive:
+            state = "interrupted"
         rows.append(
             {
                 "name": event["name"],

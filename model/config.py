@@ -76,9 +76,7 @@ class ViTConfig:
     depth: int  # number of blocks
     heads: int  # attention heads of a block; must divide the width
     mlp: int  # hidden features of a block's MLP
-    pool: Pool = (
-        "token"  # class token, mean over tokens, or attention pooling; only "token" has a class token
-    )
+    pool: Pool = "token"  # class token, mean or attention pooling; only "token" has a class token
     positions: PositionKind = "learned"
     positions_at: PositionPlace = "stem"  # added once, or at every layer with own or one shared table
     representation: bool = False  # a hidden tanh layer before the head, as in pre-training
@@ -195,10 +193,7 @@ class BiTConfig:
 
     name: str  # the zoo's name, for people; nothing is derived from it
     num_classes: int  # outputs of the head, at least 1
-    image_size: tuple[int, int] = (
-        224,
-        224,
-    )  # height and width, pixels; other sizes run too, this one is counted
+    image_size: tuple[int, int] = (224, 224)  # height and width, pixels; other sizes run too
     blocks: tuple[int, ...]  # residual units of each stage
     width_factor: int = 1  # multiplies every channel count of the plain ResNet
     head_bias: float = 0.0  # start value of the head's biases; -10 for sigmoid loss over 21,843 classes

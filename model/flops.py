@@ -8,6 +8,7 @@ backward of twice that). How well this fits the printed values is in docs/result
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,7 +71,8 @@ def macs(
 ) -> int:
     """Multiply-accumulates of one image, forward, at the configuration's size (pixels) or another.
 
-    `padding_counts` false leaves out what a convolution multiplies with zero padding.
+    `padding_counts` false leaves out what a convolution multiplies with zero padding. The network as defined
+    is counted: that our last block skips what a class token does not read (model/vit.py) is not taken off.
     """
     if image_size is not None:
         config = replace(config, image_size=as_pair(image_size))
@@ -83,6 +85,27 @@ def training_exaflops(
 ) -> float:
     """1e18 floating-point operations of training on `images` images (size of the data set x epochs)."""
     return FLOPS_PER_MAC * FORWARD_AND_BACKWARD * macs(config, image_size) * images / 1e18
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """What a person asks about a model first, as plain JSON types; nothing is allocated."""
+    kind: dict[str, Any] = {"kind": "ResNet", "features": config.feature_width}
+    if isinstance(config, ViTConfig):
+        kind = {
+            "kind": "hybrid" if config.stem is not None else "ViT",
+            "features": config.feature_width,
+            "grid": list(config.grid),
+            "tokens": config.num_tokens,
+        }
+    return {
+        "name": config.name,
+        **kind,
+        "parameters": count_parameters(config),
+        "parameters_without_head": count_parameters(config, head=False),
+        "macs_per_image": macs(config),
+        "exaflops_per_billion_images": training_exaflops(config, 1e9),
+        "config": config.to_dict(),
+    }
 
 
 def _vit_macs(config: ViTConfig) -> int:
@@ -108,9 +131,8 @@ def _convolutions(config: ModelConfig) -> Iterator[Conv]:
         return
     first = Conv(3, root, 7, 2, config.image_size, same)
     yield first
-    size = Conv(
-        root, root, 3, 2, first.output_size(), same
-    ).output_size()  # the pool, which multiplies nothing
+    # The pool multiplies nothing, but halves the map.
+    size = Conv(root, root, 3, 2, first.output_size(), same).output_size()
     for before, after, stride in plan:
         middle = Conv(after // 4, after // 4, 3, stride, size, same)
         yield Conv(before, after // 4, 1, 1, size, same)

@@ -31,11 +31,8 @@ BITS = 3  # of each channel
 LEVELS = 2**BITS
 COLOURS = LEVELS**3
 THUMBNAIL = 4  # side of the thumbnail, in its pixels
-CORRUPTED, MASKED, SWAPPED = (
-    0.5,
-    0.8,
-    0.1,
-)  # share of the patches; shares of the corrupted ones, the rest is kept
+CORRUPTED = 0.5  # share of the patches
+MASKED, SWAPPED = 0.8, 0.1  # shares of the corrupted ones; the rest is kept
 CHECK_SIDE = "choose a patch whose sides are divisible by 4, or target mean_colour"
 
 

@@ -42,12 +42,8 @@ HYBRIDS: Mapping[str, tuple[str, tuple[int, ...], int]] = {
     "r50_vit_l32": ("l", (3, 4, 6, 3), 1),
 }
 _BIT_WIDTHS = (1, 2, 3, 4)
-_FIXED_FIELDS = (
-    "name",
-    "num_classes",
-    "image_size",
-    "representation",
-)  # arguments of their own, so never options
+# Arguments of their own, so never options.
+_FIXED_FIELDS = ("name", "num_classes", "image_size", "representation")
 
 
 def create_model(

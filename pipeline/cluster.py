@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.errors import EnvironmentUnfit
@@ -33,8 +33,9 @@ _ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def connect(run: RunDir, address: str | None) -> Iterator[dict[str, float]]:
-    """Ray for the time of a `with` block; yields the cluster's resources, name → amount.
+def connect(run: RunDir, address: str | None) -> Iterator[Callable[[], dict[str, float]]]:
+    """Ray for the time of a `with` block; yields a function that says what the
+    cluster has now, name → amount.
 
     Without an address a cluster of this machine is started, with a token of its own in the run's
     directory that nobody else can read, and ended with the block. With one, that cluster is joined.
@@ -70,7 +71,7 @@ def connect(run: RunDir, address: str | None) -> Iterator[dict[str, float]]:
             "check the address, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH; or leave --address out",
         ) from error
     try:
-        yield {name: float(amount) for name, amount in ray.cluster_resources().items()}
+        yield lambda: {name: float(amount) for name, amount in ray.cluster_resources().items()}
     finally:
         ray.shutdown()
         if temporary is not None:

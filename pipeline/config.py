@@ -215,12 +215,28 @@ class OptimizerSettings(Settings):
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
     weight_decay: float = Field(0.0, ge=0)
     decay_all: bool = Field(True, description="True: all parameters, as the paper; False: matrices only")
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    decay_times: Literal["rate", "schedule"] = Field(
+        "rate", description="adam: decay × rate, as the paper; or × rate ÷ peak, as big_vision"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="rate of each block relative to the block above it; 1: all alike"
+    )
+    schedule: Literal["linear", "cosine", "constant", "rsqrt"] = "cosine"
+    timescale: int = Field(10_000, ge=1, description="rsqrt: steps after which the rate is peak ÷ √2")
+    cooldown: Duration = Field("0 steps", description="constant and rsqrt: linear fall at the end")
     end_learning_rate: float = Field(
         0.0, ge=0, description="at the last step; the paper's linear ends at 1e-5"
     )
     warmup: Duration = "0 steps"
     clip_norm: float | None = Field(1.0, gt=0, description="global norm; None: no clipping")
+
+    @model_validator(mode="after")
+    def _settings_act(self) -> OptimizerSettings:
+        if self.schedule in ("linear", "cosine") and to_steps(self.cooldown, batch=1, samples=1):
+            raise ValueError(f"cooldown has no effect on schedule {self.schedule!r}; use constant or rsqrt")
+        if self.name == "sgd" and self.decay_times == "schedule":
+            raise ValueError("decay_times: schedule is for adam; sgd adds its weight decay to the gradient")
+        return self
 
 
 class AugmentSettings(Settings):
@@ -274,6 +290,17 @@ class CheckpointSettings(Settings):
     keep: int = Field(2, ge=1, description="newest complete ones that stay")
 
 
+class HealthSettings(Settings):
+    """What happens when a training goes wrong."""
+
+    loss_not_finite: Literal["stop", "skip"] = Field("stop", description="skip: leave the update out, go on")
+    skips_in_a_row: int = Field(3, ge=1, description="updates left out one after the other that end it")
+    spike: float | None = Field(
+        None, gt=0, description="warn of a loss so many deviations above its recent mean; None: never"
+    )
+    stall_s: float = Field(300, gt=0, description="without a step: name the rank, dump Python stacks")
+
+
 class TrainSettings(Settings):
     """One training, whatever it is for."""
 
@@ -290,7 +317,11 @@ class TrainSettings(Settings):
     augment: AugmentSettings = AugmentSettings()
     order: OrderSettings = OrderSettings()
     engine: EngineSettings = EngineSettings()
+    average: float | None = Field(
+        None, ge=0, lt=1, description="decay of a Polyak average, which is then what is exported; None: none"
+    )
     checkpoint: CheckpointSettings = CheckpointSettings()
+    health: HealthSettings = HealthSettings()
     threads: int = Field(1, ge=1, description="decoding threads in a rank")
     bad_samples: float = Field(0.001, ge=0, le=1, description="share that may fail to decode; at least 1")
     log_every: Duration = Field("10 steps", description="between two progress events")
@@ -300,7 +331,10 @@ class TrainSettings(Settings):
 class GangSettings(Settings):
     """Many ranks that live and die together."""
 
-    workers: int = Field(1, ge=1, description="ranks")
+    workers: int = Field(1, ge=1, description="ranks; with min_workers the most")
+    min_workers: int | None = Field(
+        None, ge=1, description="least ranks, where the cluster has no room for more; None: exactly `workers`"
+    )
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(3, ge=0, description="restarts of the gang after a lost or failed rank")
@@ -362,6 +396,7 @@ class FanoutSettings(Settings):
 
 class ClusterSettings(Settings):
     address: str | None = Field(None, description="of a running Ray cluster; None: one is started here")
+    wait_s: float = Field(60, ge=0, description="for nodes to join a cluster that is too small, seconds")
 
 
 class TrackingSettings(Settings):
@@ -412,6 +447,22 @@ class DataView(Settings):
     held_out: float = 0.0
     part: Literal["all", "kept", "held_out"] = "all"
     seed: int = 0
+    exclude: str | None = Field(
+        None, description="file of samples that are left out first, as `vitline data duplicates` writes it"
+    )
+
+
+class DataMixture(Settings):
+    """Several views at once, each as often as its weight says, in one order."""
+
+    parts: tuple[DataView, ...] = Field(min_length=1)
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(description="one a part, in any unit")
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> DataMixture:
+        if len(self.weights) != len(self.parts):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.parts)} parts")
+        return self
 
 
 class TrainJob(Settings):

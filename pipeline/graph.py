@@ -34,6 +34,7 @@ class Job:
         inputs: role → name of the job that makes it.
         cpus, gpus: what one worker needs.
         workers: ranks; more than 0 makes it a gang.
+        sizes: of a gang, every number of ranks that it may have; `workers` is the largest.
         cost: rough length, to run the longest first; any unit, compared within a stage.
     """
 
@@ -46,6 +47,7 @@ class Job:
     cpus: float = 1
     gpus: float = 0
     workers: int = 0
+    sizes: tuple[int, ...] = ()
     cost: float = 0
 
 

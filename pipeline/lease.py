@@ -116,6 +116,12 @@ class Lease:
             write_json(self.path, self._content())
 
 
+def live_holder(path: Path) -> dict[str, Any] | None:
+    """Who holds the lease at `path` and lives; None where nobody does."""
+    holder = _read_holder(path)
+    return None if holder is None or _is_dead(holder) else holder
+
+
 def _read_holder(path: Path) -> dict[str, Any] | None:
     try:
         return read_json(path)

@@ -227,6 +227,8 @@ class MlflowStore:
         """
         metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in found]
         marks = [RunTag(key, value) for key, value in (tags or {}).items()]
+        if tags and "vitline.job" in tags:
+            self._children = None
         with _translated():
             known = self._client.get_run(run_id).data.params if values and not is_new else {}
             fresh = [Param(key, value) for key, value in (values or {}).items() if key not in known]

@@ -149,6 +149,7 @@ class Sender:
             "vitline.attempt": str(cursor.commands),
             "vitline.config_digest": self._config_digest(),
         }
+        tags = {key: value for key, value in tags.items() if value}
         parent.run_id = parent.run_id or self.store.find_parent(cursor.key)
         if not parent.run_id:
             # The key must outlive us before a run bears it.
@@ -194,6 +195,9 @@ class Sender:
         job, parent = self.cursor.jobs[digest], self.cursor.parent
         description = read_json(self.run.job(digest).job) or {}
         tags = job_tags(description, digest, self.name, self.run.job(digest).read_generation())
+        if job.replaced:
+            self.store.send(job.replaced, tags={"vitline.job": f"{digest} replaced"})
+            job.replaced = ""
         job.run_id = job.run_id or self.store.find_child(parent.run_id, digest)
         is_new = not job.run_id
         if is_new:

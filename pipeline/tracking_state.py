@@ -38,6 +38,7 @@ _FIELDS = {
         "data_wait_s": "train/data_wait_s",
         "epoch": "train/epoch",
         "skipped": "train/skipped_steps",
+        "memory_mib": "train/memory_mib",
         "position": "cost/images_seen",
     },
     "validate": {"top1": "val/top1", "loss": "val/loss"},
@@ -69,6 +70,7 @@ class Tracked:
         stride: least distance in steps of two points; steps: of the whole training.
         sent: kind of thing → what was sent, or its digest.
         fault: why no more is sent; "" while all is well.
+        replaced: run of an earlier result of the same job, when that was thrown away and made again.
     """
 
     name: str = ""
@@ -84,6 +86,7 @@ class Tracked:
     steps: int = 0
     sent: dict[str, str] = field(default_factory=dict)
     fault: str = ""
+    replaced: str = ""
 
     @property
     def end(self) -> str:
@@ -137,6 +140,11 @@ class Cursor:
             self._apply_run(event)
         elif event.get("event") == "job" and event["state"] in ("running", *STATUS):
             job = self.jobs.setdefault(event["digest"], Tracked(event["name"], event["stage"]))
+            if event["state"] == "running" and job.state == "done":
+                # Only a result that was thrown away is made again; its run and its log are another's.
+                job = self.jobs[event["digest"]] = Tracked(
+                    event["name"], event["stage"], replaced=job.run_id or job.replaced
+                )
             job.started = job.started or event["time"]
             job.state, job.time, job.fault = event["state"], event["time"], ""
 
@@ -144,7 +152,7 @@ class Cursor:
         parent = self.parent
         if event["state"] == "started":
             self.commands += 1
-            self.version, self.commit = str(event.get("version", "")), str(event.get("commit", ""))
+            self.version, self.commit = (str(event.get(key) or "") for key in ("version", "commit"))
         parent.started = parent.started or event["time"]
         parent.state = {"started": "running", "finished": "done"}.get(event["state"], event["state"])
         parent.time = event["time"]

@@ -19,6 +19,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 ROOMS = {
     "launch": 8,
     "pipeline.driver": 7,
+    "pipeline.workload": 6.5,
     "pipeline.fanout": 6,
     "pipeline.admission": 6,
     "pipeline.stages": 4,

@@ -1,7 +1,6 @@
 """Times our ViT against timm's and torchvision's: forward and backward, side by side in one process.
 
-    python -m launch.bench.model --model vit_s16 --batch 32 --rounds 10 [--device cuda --dtype bfloat16
-    --compile]
+    python -m launch.bench.model --model vit_s16 --batch 32 --device cuda --dtype bfloat16 --compile
 
 Every round runs each contender once on the same images, in rotating order, so that a machine that gets busier
 or hotter slows all of them alike; ratios are taken within a round and their median is printed. Processor time

@@ -2,9 +2,9 @@
 
     python -m launch.bench.table6
 
-Prints a Markdown table: multiply-accumulates of one image of 224 pixels, what they predict for the paper's run on 303
-million images, and the deviation from the printed value; once with all taps of a convolution and once without those that
-fall on padding. Nothing is trained, nothing is allocated.
+Prints a Markdown table: multiply-accumulates of one image of 224 pixels, what they predict for the paper's
+run on 303 million images, and the deviation from the printed value; once with all taps of a convolution and
+once without those that fall on padding. Nothing is trained, nothing is allocated.
 """
 
 from dataclasses import dataclass
@@ -59,8 +59,8 @@ def line(row: Row) -> str:
     whole, without = predicted(row), predicted(row, padding_counts=False)
     giga_macs = macs(model_config(row.name, num_classes=1000)) / 1e9
     other = "" if whole == without else f"{without:.1f} ({without / row.printed - 1:+.1%})"
-    deviation = f"{whole / row.printed - 1:+.2%}"
-    return f"| {row.label}, {row.epochs} | {row.printed} | {giga_macs:.3f} | {whole:.1f} | {deviation} | {other} |"
+    off = f"{whole / row.printed - 1:+.2%}"
+    return f"| {row.label}, {row.epochs} | {row.printed} | {giga_macs:.3f} | {whole:.1f} | {off} | {other} |"
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ class Imported:
     config: ModelConfig
     layout: str
     notes: list[str]  # what a person should know: no head, a head of zeros
+    resize_rule: str  # how that library resizes position tables, for `adapt`
 
 
 def import_weights(
@@ -65,7 +66,8 @@ def import_weights(
     config = config_of(facts, name=name, image_size=image_size, num_classes=classes, options=options)
     zero_head = None if facts.num_classes is not None else (classes, config.feature_width, config.head_bias)
     state = convert_in(source.entries(config), tensors, zero_head=zero_head)
-    return Imported(state, config, source.NAME, _notes(state, zero_head is not None))
+    notes = _notes(state, zero_head is not None)
+    return Imported(state, config, source.NAME, notes, source.RESIZE_RULE)
 
 
 def export_weights(path: str | Path, layout: str, state: Mapping[str, Tensor], config: ModelConfig) -> None:

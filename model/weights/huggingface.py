@@ -13,6 +13,7 @@ from model.config import ModelConfig, ViTConfig
 from model.weights.layout import Entry, Facts, Room, as_vit, count_parts, linear, same, stacked
 
 NAME = "huggingface"
+RESIZE_RULE = "bicubic"  # of this library's position tables
 VIT_CONVENTIONS: Mapping[str, Any] = {"gelu": "erf", "norm_eps": 1e-12}
 BIT_CONVENTIONS: Mapping[str, Any] = {}
 ROOM = Room(NAME, representation=True)

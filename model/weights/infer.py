@@ -37,33 +37,22 @@ def config_of(
     values |= {} if facts.tokens is not None else {"positions": "none"}
     # Through the zoo, so that an unknown option is refused with its nearest name.
     model_config("vit_b16", num_classes=1, **{key: options[key] for key in options if key not in values})
-    return ViTConfig(
-        **{
-            "name": name or _name(facts),
-            "num_classes": num_classes,
-            **values,
-            "image_size": as_pair(image_size),
-            **options,
-        }
-    )
+    values |= {"name": name or _name(facts), "num_classes": num_classes, "image_size": as_pair(image_size)}
+    return ViTConfig(**{**values, **options})
 
 
 def _bit_config(
     facts: Facts, name: str | None, image_size: tuple[int, int], num_classes: int, options: Mapping[str, Any]
 ) -> BiTConfig:
     assert facts.bit_blocks is not None
-    cls, values = (
-        named_fields(name)
-        if name
-        else (BiTConfig, {"blocks": facts.bit_blocks, "width_factor": facts.bit_width})
-    )
+    measured: dict[str, Any] = {"blocks": facts.bit_blocks, "width_factor": facts.bit_width}
+    cls, values = named_fields(name) if name else (BiTConfig, measured)
     if cls is not BiTConfig:
         raise ValueError(
             f"the file holds a BiT ResNet, {name!r} is a Vision Transformer; leave the name out or correct it"
         )
-    model_config(
-        "bit_r50x1", num_classes=1, **options
-    )  # so that an unknown option is refused with its nearest name
+    # Through the zoo, so that an unknown option is refused with its nearest name.
+    model_config("bit_r50x1", num_classes=1, **options)
     name = name or f"bit_r{2 + 3 * sum(facts.bit_blocks)}x{facts.bit_width}"
     return BiTConfig(
         **{"name": name, "num_classes": num_classes, "image_size": image_size, **values, **options}

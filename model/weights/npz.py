@@ -27,6 +27,7 @@ from model.weights.layout import Entry, Facts, Room, count_parts
 from model.weights.npz_entries import BLOCK, POSITIONS, bit_entries, vit_entries
 
 NAME = "npz"
+RESIZE_RULE = "align_corners_bilinear"  # of this library's position tables
 VIT_CONVENTIONS: Mapping[str, Any] = {
     "gelu": "tanh",
     "norm_eps": 1e-6,

@@ -16,6 +16,7 @@ from model.stem import ROOT_CHANNELS, stem_channels, stem_plan
 from model.weights.layout import Entry, Facts, Room, count_parts, linear, reshaped, same, stem_units
 
 NAME = "timm"
+RESIZE_RULE = "bicubic_antialias"  # of this library's position tables
 VIT_CONVENTIONS: Mapping[str, Any] = {
     "gelu": "erf",
     "norm_eps": 1e-6,

@@ -10,6 +10,7 @@ from model.config import ModelConfig
 from model.weights.layout import Entry, Facts, Room, as_vit, count_parts, linear, same
 
 NAME = "torchvision"
+RESIZE_RULE = "align_corners_bicubic"  # of this library's position tables
 VIT_CONVENTIONS: Mapping[str, Any] = {"gelu": "erf", "norm_eps": 1e-6}
 BIT_CONVENTIONS: Mapping[str, Any] = {}
 ROOM = Room(NAME, representation=True)

@@ -6,9 +6,6 @@ remote shard is copied for that, one at a time for each process, and the copy is
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +16,7 @@ from pipeline.data.files import file_reader
 from pipeline.data.index import Scan, finish, read_blocks, save_index, scan
 from pipeline.data.manifest import Manifest, Shard, Split
 from pipeline.data.progress import Progress, Report, Run
-from pipeline.data.remote import RemoteFile, is_remote
+from pipeline.data.remote import is_remote, local_copy
 from pipeline.errors import DataError, UserError
 
 
@@ -89,7 +86,7 @@ def _adopt_split(job: _Job, report: Report, run: Run) -> tuple[Split, int]:
 
 def _chunk(job: _Job, name: str) -> int | None:
     """Samples in a chunk, judged by one shard; None if it is empty."""
-    with _local(job, name) as path:
+    with local_copy(name, job.directory) as path:
         found = _scan(path, name, job.names)
     if not found.offset:
         return None
@@ -99,7 +96,7 @@ def _chunk(job: _Job, name: str) -> int | None:
 def _adopt_shard(job: _Job, chunk: int, numbered: tuple[int, str]) -> tuple[Shard, int]:
     """Index one shard; returns it and its largest label, -1 if it is empty."""
     number, name = numbered
-    with _local(job, name) as path:
+    with local_copy(name, job.directory) as path:
         found = _scan(path, name, job.names)
         index, sha256 = finish(found, chunk, read_blocks(path))
         size = path.stat().st_size
@@ -113,17 +110,3 @@ def _adopt_shard(job: _Job, chunk: int, numbered: tuple[int, str]) -> tuple[Shar
 def _scan(path: Path, name: str, names: dict[str, int]) -> Scan:
     with file_reader(path) as read_at:
         return scan(name, path.stat().st_size, read_at, names)
-
-
-@contextmanager
-def _local(job: _Job, name: str) -> Iterator[Path]:
-    """The shard as a local file: itself, or a copy that is deleted afterwards."""
-    if not is_remote(name):
-        yield Path(name)
-        return
-    remote = RemoteFile(name)
-    with tempfile.NamedTemporaryFile(dir=job.directory, prefix=".shard-") as file:
-        for block in remote.blocks(remote.size()):
-            file.write(block)
-        file.flush()
-        yield Path(file.name)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.decode import Pixels, decode
 from pipeline.data.mix import Pairs, mix_pixels, mix_targets
-from pipeline.data.view import View
+from pipeline.data.mixture import AnyView
 
 STAND_IN = 128  # level of every pixel of a sample that cannot be decoded, and of padding
 PADDING = -1  # id of a row that holds no sample
@@ -55,7 +55,7 @@ class Bad:
 class Assembler:
     """A pool of threads for one view."""
 
-    def __init__(self, view: View, size: int, threads: int) -> None:
+    def __init__(self, view: AnyView, size: int, threads: int) -> None:
         self._view = view
         self._size = size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -69,14 +69,14 @@ class Assembler:
         for labels as (n, classes)."""
         real = np.flatnonzero(ids != PADDING)
         labels = np.zeros(len(ids), dtype=np.int64)
-        labels[real] = self._view.store.rows.labels(ids[real])
+        labels[real] = self._view.labels_of(ids[real])
         pixels = torch.empty((len(ids), self._size, self._size, 3), dtype=torch.uint8, pin_memory=self._pin)
         pixels[torch.from_numpy(ids == PADDING)] = STAND_IN
         weights = torch.from_numpy((ids != PADDING).astype(np.float32))
         batch = Batch(
             step, pixels.permute(0, 3, 1, 2), torch.from_numpy(labels), weights, torch.from_numpy(ids.copy())
         )
-        shards, places = self._view.store.rows.locate(ids)
+        shards, places = self._view.locate(ids)
         jobs = [
             self._pool.submit(self._fill, rows, shards[rows], places[rows], pixels.numpy(), augment, pairs)
             for rows in (real[start : start + _ROWS] for start in range(0, len(real), _ROWS))
@@ -88,7 +88,7 @@ class Assembler:
     ) -> list[tuple[int, str]]:
         """Fill some rows; returns (row, reason) of those that cannot be decoded."""
         bad = []
-        read = self._view.store.read
+        read = self._view.read_row
         for row, shard, place in zip(rows.tolist(), shards.tolist(), places.tolist(), strict=True):
             image = decode(read(shard, place))
             if isinstance(image, str):
@@ -114,7 +114,7 @@ class Pending:
 
     batch: Batch
     jobs: list[Future[list[tuple[int, str]]]]
-    view: View
+    view: AnyView
     pairs: Pairs | None
     soft: bool
 
@@ -128,7 +128,7 @@ class Pending:
                 bad.append(Bad(sample, self.view.key(sample), reason))
         if not self.soft:
             return self.batch, bad
-        targets = self.view.store.rows.targets(self.batch.ids.numpy(), self.view.num_classes)
+        targets = self.view.targets_of(self.batch.ids.numpy())
         if self.pairs:
             targets = mix_targets(targets, self.batch.weights.numpy() > 0, self.pairs)
         return replace(self.batch, labels=torch.from_numpy(targets)), bad

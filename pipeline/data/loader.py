@@ -19,8 +19,8 @@ from pipeline.config import AugmentSettings, OrderSettings
 from pipeline.data.assemble import PADDING, Assembler, Bad, Batch, Pending
 from pipeline.data.augment import draw, evaluation_pixels, train_pixels
 from pipeline.data.mix import draw_pairs
-from pipeline.data.order import Chunks, Order, part
-from pipeline.data.view import View
+from pipeline.data.mixture import AnyView
+from pipeline.data.order import part
 from pipeline.errors import ConfigError, DataError
 
 _AHEAD = 3  # batches in the making: one is being waited for, the others cover uneven images
@@ -29,7 +29,7 @@ _AHEAD = 3  # batches in the making: one is being waited for, the others cover u
 class _Loader:
     """What both loaders share: batches in the making, waiting, closing."""
 
-    def __init__(self, view: View, size: int, threads: int, first_step: int, steps: int) -> None:
+    def __init__(self, view: AnyView, size: int, threads: int, first_step: int, steps: int) -> None:
         self.view = view
         self.steps = steps
         self.wait_s = 0.0
@@ -60,7 +60,7 @@ class _Loader:
     def close(self) -> None:
         """End the threads. Safe at any time, also after an error and twice."""
         self._assembler.close()
-        self.view.store.close()
+        self.view.close()
         self._pending.clear()
         self._next_step = self.steps
 
@@ -80,7 +80,7 @@ class TrainLoader(_Loader):
 
     def __init__(
         self,
-        view: View,
+        view: AnyView,
         *,
         batch: int,
         image_size: int,
@@ -100,7 +100,7 @@ class TrainLoader(_Loader):
         self._first_step = first_step
         self._size = image_size
         self._augment = augment
-        self._order = Order(Chunks(view.shard_samples, view.chunk), order, seed)
+        self._order = view.order(order, seed)
         self._seed = seed
         self._rank, self._world = rank, world
         self._allowed = max(1, int(bad_samples * view.samples))
@@ -108,7 +108,7 @@ class TrainLoader(_Loader):
     def _start(self, step: int) -> Pending:
         positions = part(self._order.batch_positions(step, self.batch), self._rank, self._world)
         ids = self.view.sample_id(self._order.indices(positions))
-        epochs = positions // self.view.samples
+        epochs = self._order.epochs(positions)
         draws = draw(self._augment, self._seed, epochs, ids)
         pairs = draw_pairs(self._augment, self._seed, epochs, ids, self._size)
         pending = self._assembler.start(
@@ -118,7 +118,7 @@ class TrainLoader(_Loader):
         if step == self._first_step:
             ahead = np.concatenate([self._order.this_window(positions), ahead])
         if len(ahead):
-            self.view.store.announce(self.view.sample_id(ahead))
+            self.view.announce(self.view.sample_id(ahead))
         return pending
 
     def _pixels(self, draws: Any, image: Any, row: int) -> Any:
@@ -165,13 +165,14 @@ class EvalLoader(_Loader):
     """Every sample of the view once over all ranks, in the view's order.
 
     A rank gets ceil(batch / world) rows at a time, all ranks the same number of batches; rows that are
-    left over have weight 0 and id -1. Of several labels of a sample the first is given. Samples that cannot be decoded have weight 0, and are in
-    `quarantine`: whoever counts must compare with `view.samples`.
+    left over have weight 0 and id -1. Of several labels of a sample the first is given. Samples that
+    cannot be decoded have weight 0, and are in `quarantine`: whoever counts must compare with
+    `view.samples`.
     """
 
     def __init__(
         self,
-        view: View,
+        view: AnyView,
         *,
         batch: int,
         image_size: int,

@@ -88,9 +88,16 @@ class Order:
     def batch_positions(self, step: int, batch: int) -> I64:
         """(batch,) positions of step `step`, counted from 0, sorted by (epoch, lane, place)."""
         position = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
-        epoch, inside = np.divmod(position, self.samples)
-        order = np.lexsort((inside // self.lanes, inside % self.lanes, epoch))
-        return np.asarray(position[order])
+        return np.asarray(position[np.lexsort(self.sort_keys(position))])
+
+    def sort_keys(self, positions: I64) -> tuple[I64, I64, I64]:
+        """(place, lane, epoch) of positions; the last is the first to sort by."""
+        epoch, inside = np.divmod(positions, self.samples)
+        return inside // self.lanes, inside % self.lanes, epoch
+
+    def epochs(self, positions: I64) -> I64:
+        """The epoch of each position."""
+        return positions // self.samples
 
     def indices(self, positions: I64) -> I64:
         """(n,) sample numbers at these positions, from 0 to samples-1."""

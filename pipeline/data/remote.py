@@ -8,9 +8,12 @@ than these are refused.
 from __future__ import annotations
 
 import random
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -129,3 +132,17 @@ class RemoteFile:
             "a store that answers, and bytes with the hash in the index",
             "check the network and the store; if the shard was changed, index the dataset again",
         )
+
+
+@contextmanager
+def local_copy(name: str, directory: Path) -> Iterator[Path]:
+    """A path as it is, or a remote file as a copy in `directory` that is deleted afterwards."""
+    if not is_remote(name):
+        yield Path(name)
+        return
+    remote = RemoteFile(name)
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=".copy-") as file:
+        for block in remote.blocks(remote.size()):
+            file.write(block)
+        file.flush()
+        yield Path(file.name)

@@ -92,9 +92,13 @@ def _facts(facts: Facts) -> list[tuple[str, str]]:
         ("Images seen", f"{quantity(cost.images, '')}{compute}" if cost.images else "–"),
         ("Protocol", f"{clean(protocol['name'])}: {protocol['duration']} at {protocol['image_size']} px"),
         ("Starts", ", ".join(facts.comparison.labels)),
-        ("Datasets", ", ".join(clean(name) for name in facts.comparison.datasets)),
-        ("Seeds", ", ".join(str(seed) for seed in transfer["seeds"])),
+        ("Datasets", _listed([clean(name) for name in facts.comparison.datasets])),
+        ("Seeds", _listed([str(seed) for seed in transfer["seeds"]])),
     ]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{len(names)}: {', '.join(names[:3])} …"
 
 
 def _footer(facts: Facts) -> str:

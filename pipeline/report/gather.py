@@ -76,18 +76,13 @@ class Facts:
 
 
 def gather(run: RunDir, config: Mapping[str, Any], digests: Mapping[str, str]) -> Facts:
-    """Read what the finished jobs among `digests` (name → digest) left behind.
+    """Read what the finished jobs among `digests` (name → digest) left behind, in that order.
 
     Raises:
         UserError: nothing was evaluated, or results that must not be compared.
         DataError: predictions that cannot be used.
     """
-    transfer = config["transfer"]
-    order = {name: place for place, name in enumerate([*transfer["datasets"], *transfer["starts"]])}
-    cells = sorted(
-        collect(run, list(digests.values())),
-        key=lambda cell: (order.get(cell.dataset, -1), order.get(cell.start, -1), cell.seed),
-    )
+    cells = collect(run, list(digests.values()))
     comparison = compare(cells)
     jobs = [card for digest in digests.values() if (card := _job_card(run, digest)) is not None]
     events, _ = read_events(run.events)
@@ -95,7 +90,7 @@ def gather(run: RunDir, config: Mapping[str, Any], digests: Mapping[str, str]) -
     last = started[-1] if started else {}
     return Facts(
         name=str(config["name"]),
-        version=str(last.get("version", "")),
+        version=str(last.get("version") or ""),
         commit=str(last.get("commit") or ""),
         # The time of the newest result, not of this page: the same results give the same bytes.
         finished=max(job.finished for job in jobs if job.stage == "evaluate"),

@@ -10,10 +10,12 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.report.sections import Section
-from pipeline.report.words import printable, verdicts
+from pipeline.report.words import printable, tally, verdicts
 from pipeline.transfer.results import Comparison
 
 _HERE = Path(__file__).parent
+# Above these the page begins with a tally, and the others are folded away.
+MOST_VERDICTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +39,13 @@ def render_page(page: Page) -> str:
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined
     )
     sentences = [_split(sentence) for sentence in verdicts(page.comparison)]
+    judged = list(zip(page.comparison.pairs, sentences, strict=True))
     return environment.get_template("page.html.j2").render(
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         page=page,
-        verdicts=list(zip(page.comparison.pairs, sentences, strict=True)),
+        tally=tally(page.comparison) if len(judged) > MOST_VERDICTS else [],
+        verdicts=judged[:MOST_VERDICTS],
+        more_verdicts=judged[MOST_VERDICTS:],
         warnings=[printable(line) for line in page.comparison.warnings],
     )
 

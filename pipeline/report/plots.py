@@ -105,7 +105,8 @@ def compute(comparison: Comparison) -> Drawing:
     amounts = {(row.dataset, row.label): compute_of(row.cost) for row in comparison.rows}
     is_flops = all(unit == "exaFLOP" for _, unit in amounts.values())
     with style():
-        figure = new_figure(WIDE, 3.3)
+        height = max(3.3, 1.3 + 0.19 * len(comparison.datasets))
+        figure = new_figure(WIDE, height)
         axes = figure.subplots()
         ends = []
         for dataset in comparison.datasets:
@@ -135,11 +136,8 @@ def compute(comparison: Comparison) -> Drawing:
             ends.append((x[order[-1]], 100 * rows[order[-1]].top1, clean(dataset, 22)))
         if all(amount > 0 for amount, _ in amounts.values()):
             _log_axis(axes, [end for row in comparison.rows for end in [_amount(row, is_flops)]])
-        for x_end, y_end, name in ends:
-            axes.annotate(
-                name, (x_end, y_end), xytext=(9, 0), textcoords="offset points", va="center", fontsize=8
-            )
         axes.margins(y=0.12)
+        _name_ends(axes, ends, height)
         axes.xaxis.set_major_formatter(
             FuncFormatter(lambda value, _: exaflops(value) if is_flops else quantity(value, ""))
         )
@@ -190,7 +188,10 @@ def finetuning(curves: Mapping[str, Mapping[str, Sequence[Curve]]], labels: Sequ
                     axes.fill_between(
                         shared, losses.min(0), losses.max(0), color=colour, alpha=0.18, linewidth=0
                     )
-                axes.plot(shared, losses.mean(0), color=colour, linestyle="-" if index == 0 else "--")
+                # A few points make no line that can be seen.
+                marker = series_marker(index) if len(shared) < 4 else ""
+                dashes = "-" if index == 0 else "--"
+                axes.plot(shared, losses.mean(0), color=colour, linestyle=dashes, marker=marker, markersize=4)
             axes.set_title(clean(dataset, 28))
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.margins(x=0.01)
@@ -213,6 +214,23 @@ def finetuning(curves: Mapping[str, Mapping[str, Sequence[Curve]]], labels: Sequ
 
 def _amount(row: Row, is_flops: bool) -> float:
     return row.cost.exaflops if is_flops else row.cost.images
+
+
+def _name_ends(axes: Any, ends: Sequence[tuple[float, float, str]], height: float) -> None:
+    """Names beside the last points, moved apart where they would lie on each other."""
+    low, high = axes.get_ylim()
+    gap = 0.15 * (high - low) / (height - 1)  # the height of a line of text, in units of the axis
+    place = -np.inf
+    for x, y, name in sorted(ends, key=lambda end: end[1]):
+        place = max(y, place + gap)
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(12, (place - y) / (high - low) * (height - 1) * 72),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
 
 
 def _log_axis(axes: Any, values: Sequence[float]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections import Counter
 
 from pipeline.transfer.results import Comparison, Cost, Pair, Row
 from pipeline.transfer.statistics import Interval
@@ -89,6 +90,20 @@ def duration(seconds: float) -> str:
 def verdicts(comparison: Comparison) -> list[str]:
     """One sentence for each pair."""
     return [_verdict(comparison, pair) for pair in comparison.pairs]
+
+
+def tally(comparison: Comparison) -> list[str]:
+    """For each challenger how its verdicts are spread, where there is more than one."""
+    lines = []
+    for challenger in dict.fromkeys(pair.challenger for pair in comparison.pairs):
+        found = Counter(pair.verdict for pair in comparison.pairs if pair.challenger == challenger)
+        if found.total() > 1:
+            parts = [f"{verdict} on {number}" for verdict, number in found.most_common()]
+            lines.append(
+                f"{clean(challenger)} against {clean(comparison.baseline)} on {found.total()} datasets: "
+                f"{', '.join(parts)}."
+            )
+    return lines
 
 
 def _verdict(comparison: Comparison, pair: Pair) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from model.zoo import model_config
 from pipeline.config import ModelSettings, RunConfig
 from pipeline.errors import ConfigError
-from pipeline.train.plan import batch_shape
+from pipeline.stages import pretrain
 
 
 def check_run(config: RunConfig) -> None:
@@ -16,7 +16,7 @@ def check_run(config: RunConfig) -> None:
             cannot share, more ranks than the engine can join.
     """
     settings, gang = config.pretrain, config.pretrain.gang
-    batch_shape(settings.batch, settings.micro_batch, gang.workers)
+    pretrain.gang_sizes(settings)
     if gang.workers > 1 and settings.engine.kind == "plain":
         raise ConfigError(
             f"pretrain.engine.kind is plain with {gang.workers} workers",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.config import DataView, PretrainSettings, RunConfig, TrainJob, TrainSettings
+from pipeline.errors import ConfigError
 from pipeline.graph import Job
 from pipeline.stages import prepare
+from pipeline.train.plan import batch_shape
 
 STAGE = "pretrain"
 VERSION = 1
@@ -21,6 +23,7 @@ def jobs(config: RunConfig) -> list[Job]:
     gang = settings.gang
     common = {"precision": settings.engine.precision, "seed": config.seed}
     exclude = _HOW | {"dataset"}
+    sizes = gang_sizes(settings)
     return [
         Job(
             name=STAGE,
@@ -34,9 +37,32 @@ def jobs(config: RunConfig) -> list[Job]:
             inputs={"data": prepare.job_name(settings.dataset)},
             cpus=gang.cpus_per_worker,
             gpus=gang.gpus_per_worker,
-            workers=gang.workers,
+            workers=max(sizes),
+            sizes=sizes,
         )
     ]
+
+
+def gang_sizes(settings: PretrainSettings) -> tuple[int, ...]:
+    """Every number of ranks in the gang's range over which the batch divides.
+
+    Raises:
+        ConfigError: there is none; the nearest batch that works is named.
+    """
+    gang = settings.gang
+    least = gang.min_workers or gang.workers
+    if least > gang.workers:
+        raise ConfigError(
+            f"pretrain.gang.min_workers {least} above workers {gang.workers}",
+            "a range from min_workers to workers",
+            "lower min_workers or raise workers",
+        )
+    unit = settings.micro_batch or 1
+    sizes = tuple(n for n in range(least, gang.workers + 1) if settings.batch % (n * unit) == 0)
+    if not sizes:
+        # Its message names the nearest batch that works.
+        batch_shape(settings.batch, settings.micro_batch, gang.workers)
+    return sizes
 
 
 def work(settings: PretrainSettings, seed: int, inputs: Mapping[str, str]) -> TrainJob:

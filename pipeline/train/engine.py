@@ -32,7 +32,8 @@ def create_engine(
     if settings.compile:
         _compile_blocks(module)
     module.to(world.device)
-    made = make_optimizer(make_groups(module.named_parameters(), rules(optimizer)), optimizer)
+    groups = make_groups(module.named_parameters(), rules(optimizer), optimizer.layer_decay)
+    made = make_optimizer(groups, optimizer)
     if settings.kind == "plain":
         if world.size > 1:
             raise ConfigError(

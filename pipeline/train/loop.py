@@ -24,15 +24,16 @@ from model.losses import loss_sum
 from pipeline.config import TrainSettings
 from pipeline.data.assemble import Batch
 from pipeline.errors import StopRequested, TrainingError
+from pipeline.train.average import PolyakAverage
 from pipeline.train.interface import BatchShape, Engine
 from pipeline.train.meters import Meters
 from pipeline.train.optim import learning_rate
 from pipeline.train.samplelog import SampleLog
 from pipeline.train.saving import Saver
+from pipeline.train.spikes import SpikeDetector
 from pipeline.train.world import World
 
 SHOWN_IDS = 16  # sample ids in a message
-SKIPS_IN_A_ROW = 3  # updates left out one after the other, because of gradients, that end a training
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Plan:
 
     steps: int
     warmup: int  # steps
+    cooldown: int  # steps
     log_every: int  # steps
     save_every: int | None  # steps; None: only at the end and when stopped
     shape: BatchShape
@@ -61,6 +63,8 @@ class Training:
     report: Callable[[Mapping[str, Any]], None]
     stop_asked: Callable[[], bool]
     sample_log: SampleLog | None
+    average: PolyakAverage | None
+    beat: Callable[[str, int], None]  # phase, steps done: says where this rank is
     record: Callable[[int], Mapping[str, Any]]  # what a checkpoint after a step says beside its fragments
     skipped: int = 0  # updates left out in this attempt
     last: dict[str, float] = field(default_factory=dict)  # figures of the last report
@@ -85,37 +89,52 @@ def train(run: Training, step: int) -> None:
     """
     plan, engine, saver = run.plan, run.engine, run.saver
     meters = Meters(plan.shape.batch, plan.steps, step)
+    health = run.settings.health
+    unusual = SpikeDetector(health.spike) if health.spike is not None else None
     skips_in_a_row = 0
     engine.training(True)
     while step < plan.steps:
+        run.beat("data", step)
         asked_s = time.perf_counter()
         batch = next(run.batches)
         meters.waited(time.perf_counter() - asked_s)
 
+        run.beat("compute", step)
         seed_chance(plan.seed, step, run.world.rank)
         losses = forward_and_backward(run, batch)
+        run.beat("agree", step)
         verdict = agree(run, losses)
-        step += 1
-        if not verdict.finite:
-            raise not_finite(run, step, batch, losses)
+        if not verdict.finite and health.loss_not_finite == "stop":
+            raise not_finite(run, step + 1, batch, losses)
 
-        rate = learning_rate(step, plan.steps, plan.warmup, run.settings.optimizer)
+        run.beat("update", step)
+        step += 1
+        rate = learning_rate(step, plan.steps, plan.warmup, run.settings.optimizer, plan.cooldown)
+        # A loss that is not finite gives gradients that are not; then no rank changes anything.
         applied = engine.step(rate)
+        if applied and not verdict.finite:
+            raise not_finite(run, step, batch, losses)
+        if applied and run.average is not None:
+            run.average.update(engine.updates)
         skips_in_a_row = 0 if applied else skips_in_a_row + 1
         run.skipped += not applied
-        if skips_in_a_row == SKIPS_IN_A_ROW:
-            raise gradients_not_finite(step)
+        if skips_in_a_row == health.skips_in_a_row:
+            raise too_many_skips(step, skips_in_a_row)
         if run.sample_log is not None:
             run.sample_log.write(step, batch.ids)
 
         if step % plan.log_every == 0 or step == plan.steps or verdict.stop:
             report_progress(run, meters, step, verdict.loss, rate)
+        if unusual is not None and verdict.finite and (what := unusual(verdict.loss)) is not None:
+            run.report({"event": "warning", "message": f"step {step}: {what}"})
 
+        run.beat("save", step)
         if saver.active and verdict.saved:
             saver.complete()
         due = plan.save_every is not None and step % plan.save_every == 0
         if due or verdict.stop or step == plan.steps:
-            saver.start(step, engine.fragments(), run.record(step), run.last)
+            fragments = engine.fragments() + (run.average.fragments if run.average else [])
+            saver.start(step, fragments, run.record(step), run.last)
         if verdict.stop and step < plan.steps:
             saver.finish()
             run.report({"event": "stopped", "step": step})
@@ -157,19 +176,21 @@ def agree(run: Training, losses: torch.Tensor) -> Verdict:
     loss, broken, stop, writing = run.world.sums(
         [share if finite else 0.0, not finite, run.stop_asked(), not run.saver.settled]
     )
-    return Verdict(loss, broken == 0, stop > 0, writing == 0)
+    return Verdict(loss if broken == 0 else math.nan, broken == 0, stop > 0, writing == 0)
 
 
 def report_progress(run: Training, meters: Meters, step: int, loss: float, rate: float) -> None:
     norm = run.engine.grad_norm()
     position = step * run.plan.shape.batch
-    run.last = {"loss": loss, "grad_norm": norm, "lr": rate, **meters.report(step)}
+    figures = {"loss": loss, "grad_norm": norm, "lr": rate, **meters.report(step)}
+    run.last = {name: value for name, value in figures.items() if math.isfinite(value)}
     run.report(
         {
             "event": "progress",
             "step": step,
             **run.last,
-            "grad_norm": norm if math.isfinite(norm) else None,  # JSON has no infinity
+            "loss": run.last.get("loss"),  # JSON has no infinity; None: not finite
+            "grad_norm": run.last.get("grad_norm"),
             "position": position,
             "epoch": position / run.plan.samples,
             "skipped": run.skipped,
@@ -205,9 +226,9 @@ def not_finite(run: Training, step: int, batch: Batch, losses: torch.Tensor) -> 
     )
 
 
-def gradients_not_finite(step: int) -> TrainingError:
+def too_many_skips(step: int, skips: int) -> TrainingError:
     return TrainingError(
-        f"gradients were not finite in {SKIPS_IN_A_ROW} steps in a row, the last is step {step}",
+        f"gradients were not finite in {skips} steps in a row, the last is step {step}",
         "finite gradients",
         "these updates were left out; lower the learning rate, lengthen the warm-up or use float32",
     )

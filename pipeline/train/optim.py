@@ -11,6 +11,7 @@ cosine decay, linear warm-up); `utils.py` of google-research/vision_transformer 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from torch import nn
 from pipeline.config import OptimizerSettings
 
 Rule = tuple[str, Callable[[str, nn.Parameter], bool], float]
+_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+_ABOVE = ("norm.", "pool.", "pre_logits.", "head.")  # what stands after the last block
 
 
 @dataclass(frozen=True)
@@ -47,27 +50,53 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def rules(settings: OptimizerSettings) -> tuple[Rule, ...]:
-    """(name of the group, which parameters, their weight decay)."""
+    """(name of the group, which parameters, their weight decay as AdamW takes it: times the rate)."""
+    decay = settings.weight_decay
+    if settings.decay_times == "schedule":
+        decay /= settings.learning_rate
     if settings.decay_all:
-        return (("all", lambda name, parameter: True, settings.weight_decay),)
+        return (("all", lambda name, parameter: True, decay),)
     return (
-        ("matrices", is_matrix, settings.weight_decay),
+        ("matrices", is_matrix, decay),
         ("others", lambda name, parameter: not is_matrix(name, parameter), 0.0),
     )
 
 
-def make_groups(named: Iterable[tuple[str, nn.Parameter]], chosen: tuple[Rule, ...]) -> list[Group]:
-    """Sort parameters into groups; asserts that each matches exactly one rule. Empty groups are left out."""
-    members: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name, _, _ in chosen}
-    for name, parameter in named:
+def make_groups(
+    named: Iterable[tuple[str, nn.Parameter]], chosen: tuple[Rule, ...], layer_decay: float = 1.0
+) -> list[Group]:
+    """Sort parameters into groups; asserts that each matches exactly one rule. Empty groups are left out.
+
+    With a `layer_decay` below 1 each rule gives one group for each layer.
+    """
+    everything = [(canonical(name), parameter) for name, parameter in named]
+    layers = max((layer_of(name, 0) for name, _ in everything), default=0)
+    members: dict[tuple[str, int], list[tuple[str, nn.Parameter]]] = {}
+    decays = {name: decay for name, _, decay in chosen}
+    for name, parameter in everything:
         matching = [group for group, matches, _ in chosen if matches(name, parameter)]
         assert len(matching) == 1, f"parameter {name} matches the rules {matching}, expected exactly one"
-        members[matching[0]].append((canonical(name), parameter))
+        depth = layers + 1 - layer_of(name, layers + 1) if layer_decay < 1 else 0
+        members.setdefault((matching[0], depth), []).append((name, parameter))
+    rank = {name: i for i, (name, _, _) in enumerate(chosen)}
     return [
-        Group(name, tuple(n for n, _ in members[name]), tuple(p for _, p in members[name]), decay)
-        for name, _, decay in chosen
-        if members[name]
+        Group(
+            group if layer_decay == 1 else f"{group}/{depth} below the top",
+            tuple(name for name, _ in found),
+            tuple(parameter for _, parameter in found),
+            decays[group],
+            layer_decay**depth,
+        )
+        for (group, depth), found in sorted(members.items(), key=lambda item: (rank[item[0][0]], item[0][1]))
     ]
+
+
+def layer_of(name: str, top: int) -> int:
+    """Layer of a parameter: 0 for what stands before the blocks, i + 1 for block i, `top` after them."""
+    if name.startswith(_ABOVE):
+        return top
+    found = _BLOCK.search(name)
+    return int(found.group(1)) + 1 if found else 0
 
 
 def make_optimizer(groups: list[Group], settings: OptimizerSettings) -> torch.optim.Optimizer:
@@ -87,21 +116,29 @@ def make_optimizer(groups: list[Group], settings: OptimizerSettings) -> torch.op
     return torch.optim.SGD(dictionaries, lr=settings.learning_rate, momentum=settings.momentum, fused=True)
 
 
-def learning_rate(step: int, steps: int, warmup: int, settings: OptimizerSettings) -> float:
+def learning_rate(
+    step: int, steps: int, warmup: int, settings: OptimizerSettings, cooldown: int = 0
+) -> float:
     """Rate of step number `step`, 1 … `steps`.
 
-    It rises in a line to the peak at step `warmup`, and falls to `end_learning_rate` at the last
-    step: peak × min(1, step ÷ warmup) × decay, with progress = (step − warmup) ÷ (steps − warmup).
+    It rises in a line to the peak at step `warmup`. "linear" and "cosine" fall to `end_learning_rate`
+    at the last step: peak × min(1, step ÷ warmup) × decay, with progress = (step − warmup) ÷
+    (steps − warmup). "rsqrt" is peak ÷ √(1 + (step − warmup) ÷ timescale) (big_vision `utils.py`), it
+    and "constant" fall in a line to `end_learning_rate` over the last `cooldown` steps.
     """
     rising = min(1.0, step / warmup) if warmup else 1.0
-    progress = min(1.0, max(0.0, (step - warmup) / max(1, steps - warmup)))
+    since = max(0, step - warmup)
+    progress = min(1.0, since / max(1, steps - warmup))
     peak, end = settings.learning_rate, settings.end_learning_rate
     shapes = {
         "linear": lambda: peak + (end - peak) * progress,
         "cosine": lambda: end + (peak - end) * 0.5 * (1 + math.cos(math.pi * progress)),
         "constant": lambda: peak,
+        "rsqrt": lambda: peak / math.sqrt(1 + since / settings.timescale),
     }
-    return rising * shapes[settings.schedule]()
+    rate = rising * shapes[settings.schedule]()
+    left = min(1.0, (steps - step) / cooldown) if cooldown else 1.0
+    return end + (rate - end) * left if cooldown else rate
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

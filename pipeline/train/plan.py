@@ -27,16 +27,18 @@ def make_plan(settings: TrainSettings, *, samples: int, world: int, seed: int) -
     warmup = steps(settings.optimizer.warmup)
     if total == 0:
         raise ConfigError(f"duration {settings.duration!r}, no step", "at least one step", "raise duration")
-    if warmup > total:
+    cooldown = steps(settings.optimizer.cooldown)
+    if warmup + cooldown > total:
         raise ConfigError(
-            f"a warm-up of {warmup} steps in a training of {total}",
-            "a warm-up that ends before the training does",
-            "shorten optimizer.warmup, or lengthen duration",
+            f"a warm-up of {warmup} steps and a cool-down of {cooldown} in a training of {total}",
+            "both to fit into the training",
+            "shorten optimizer.warmup or cooldown, or lengthen duration",
         )
     every = settings.checkpoint.every
     return Plan(
         steps=total,
         warmup=warmup,
+        cooldown=cooldown,
         log_every=max(1, steps(settings.log_every)),
         save_every=None if every is None else max(1, steps(every)),
         shape=batch_shape(settings.batch, settings.micro_batch, world),

@@ -1,13 +1,15 @@
 """Who may ask a training to stop, and how it hears of it.
 
 SIGTERM, SIGUSR1 and SIGINT (torchrun and Slurm pass them on), the file `stop` in the job's directory,
-and a callable of the caller (Ray's preemption notice). All lead to the same: agreed by the ranks at the
-next step boundary, a checkpoint, exit code 75.
+a time limit, and a callable of the caller (Ray's preemption notice). All lead to the same: agreed by
+the ranks at the next step boundary, a checkpoint, exit code 75.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
+import re
 import signal
 import sys
 import time
@@ -24,7 +26,11 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 class StopSwitch:
     """True once anyone has asked."""
 
-    def __init__(self, file: Path, asked: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self, file: Path, asked: Callable[[], bool] | None = None, after_s: float | None = None
+    ) -> None:
+        """`after_s`: seconds from now on after which it turns on by itself."""
+        self._deadline = math.inf if after_s is None else time.monotonic() + after_s
         self._file = file
         self._asked = asked
         self._on = False
@@ -37,10 +43,20 @@ class StopSwitch:
         if not self._on and self._asked is not None:
             self._on = self._asked()
         now = time.monotonic()
+        self._on = self._on or now >= self._deadline
         if not self._on and now - self._looked >= _POLL_S:
             self._looked = now
             self._on = self._file.exists()
         return self._on
+
+
+def seconds_in(text: str) -> float:
+    """Seconds in '3h50m', '90m' or '45s'. Raises ValueError for anything else."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if not found or not any(found.groups()):
+        raise ValueError(f"{text!r} found, expected hours, minutes, seconds as in 3h50m, 90m or 45s")
+    hours, minutes, seconds = (int(group or 0) for group in found.groups())
+    return float(hours * 3600 + minutes * 60 + seconds)
 
 
 @contextmanager

@@ -1,42 +1,52 @@
-"""A training job on one rank, from its settings to its weights.
-
-The ways to start, in order: the job's own newest checkpoint; a weights file (`start`), adapted to the
-new classes and image size; from scratch, with weights drawn from the seed.
-"""
+"""A training job on one rank, from its settings to its weights: what stands before and after the loop."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from model.config import config_from_dict
 from model.flops import training_exaflops
 from model.interface import ImageModel
-from model.weights.adapt import adapt
-from model.weights.files import load_into, load_weights, save_weights
-from model.zoo import create_model
 from pipeline.config import TrainJob
 from pipeline.data.loader import EvalLoader, TrainLoader
 from pipeline.data.view import View, open_view
-from pipeline.errors import ConfigError
 from pipeline.train.attempt import Attempt
-from pipeline.train.checkpoint import Checkpoint, complete_checkpoints, find_checkpoint, sweep
+from pipeline.train.average import PolyakAverage
+from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.engine import create_engine
+from pipeline.train.exporting import export_weights
 from pipeline.train.fragments import shapes
 from pipeline.train.health import self_test
+from pipeline.train.heartbeat import Heartbeat
 from pipeline.train.interface import Engine
-from pipeline.train.loading import load_fragments, whole_tensors
 from pipeline.train.loop import Plan, Training, train
 from pipeline.train.plan import make_plan
 from pipeline.train.samplelog import SampleLog
 from pipeline.train.saving import Saver
 from pipeline.train.score import score
+from pipeline.train.starting import build_model, resume
 
 Result = tuple[dict[str, float], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What one attempt at a training is made of."""
+
+    job: TrainJob
+    attempt: Attempt
+    view: View
+    plan: Plan
+    engine: Engine
+    average: PolyakAverage | None
+    beat: Heartbeat
+    shapes: Mapping[str, tuple[int, ...]]
+    began: float  # time.monotonic()
 
 
 def run_training(job: TrainJob, attempt: Attempt) -> Result:
@@ -49,22 +59,23 @@ def run_training(job: TrainJob, attempt: Attempt) -> Result:
         self_test(settings.optimizer, settings.engine, world, plan.shape.accumulation)
 
     module = build_model(job, view, attempt)
-    model_config = module.config.to_dict()
-    whole_shapes = shapes(module)
+    model_config, whole_shapes = module.config.to_dict(), shapes(module)
     engine = create_engine(module, settings.optimizer, settings.engine, plan.shape, world)
-    try:
-        checkpoint = resume(engine, attempt, whole_shapes)
-        run, loader = _prepare(job, attempt, view, plan, engine, checkpoint, began, whole_shapes)
-        try:
-            train(run, checkpoint.step if checkpoint else 0)
-        finally:
-            loader.close()
-            if run.sample_log is not None:
-                run.sample_log.close()
-        metrics = _metrics(job, plan, run, module) | _validate(job, attempt, plan, engine)
-        _export(job, attempt, view, module, model_config)
-    finally:
-        engine.close()
+    average = None if settings.average is None else PolyakAverage(engine.fragments(), settings.average)
+    log = attempt.job.rank_log(attempt.generation, world.rank)
+    with (
+        closing(engine),
+        Heartbeat(log, world.rank, world.size, settings.health.stall_s, attempt.warn) as beat,
+    ):
+        checkpoint = resume(engine, average, attempt, whole_shapes)
+        parts = _Parts(job, attempt, view, plan, engine, average, beat, whole_shapes, began)
+        last, seconds = _train(parts, checkpoint)
+        if average is not None:
+            average.become_masters()
+            engine.loaded(engine.updates)
+        metrics = _metrics(plan, module, last, seconds) | _validate(parts)
+        beat("export", plan.steps)
+        export_weights(job, attempt, view, module, model_config)
     attempt.report({"event": "done", "step": plan.steps})
     outputs = {
         "weights": attempt.relative(attempt.job.weights),
@@ -74,80 +85,45 @@ def run_training(job: TrainJob, attempt: Attempt) -> Result:
     return metrics, outputs
 
 
-def build_model(job: TrainJob, view: View, attempt: Attempt) -> ImageModel:
-    """The network with its starting weights: from `start`, or drawn from the seed, on the CPU."""
-    settings = job.settings
-    try:
-        module = create_model(
-            settings.model.name,
-            num_classes=view.num_classes,
-            image_size=settings.image_size,
-            representation=settings.model.representation,
-            generator=torch.Generator().manual_seed(job.seed),
-            **settings.model.options,
-        )
-        if job.start is not None:
-            state, old_config, _ = load_weights(attempt.run / job.start)
-            load_into(module, adapt(state, config_from_dict(old_config), module.config, new_head=True))
-    except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(
-            str(error),
-            "a model of the zoo, and weights that fit it",
-            "correct model or start in the configuration",
-        ) from error
-    return module
-
-
-def resume(
-    engine: Engine, attempt: Attempt, whole_shapes: Mapping[str, tuple[int, ...]]
-) -> Checkpoint | None:
-    """Load the job's newest good checkpoint into the engine, if there is one; sweep what is incomplete."""
-    root = attempt.job.checkpoints
-    if attempt.world.rank == 0:
-        attempt.check_fence()
-        sweep(root)
-    attempt.world.barrier()
-    checkpoint = find_checkpoint(root, attempt.world, attempt.warn)
-    if checkpoint is not None:
-        load_fragments(checkpoint, engine.fragments(), whole_shapes)
-        engine.loaded(int(checkpoint.record["updates"]))
-    return checkpoint
-
-
-def _prepare(
-    job: TrainJob,
-    attempt: Attempt,
-    view: View,
-    plan: Plan,
-    engine: Engine,
-    checkpoint: Checkpoint | None,
-    began: float,
-    whole_shapes: Mapping[str, tuple[int, ...]],
-) -> tuple[Training, TrainLoader]:
-    """Loader at its place, saver, logs: what the loop works with."""
-    settings, world = job.settings, attempt.world
+def _train(parts: _Parts, checkpoint: Checkpoint | None) -> tuple[dict[str, float], float]:
+    """The loop, from the checkpoint on; figures of the last report, and seconds over all attempts."""
     step = checkpoint.step if checkpoint else 0
-    loader = TrainLoader(
-        view,
+    with closing(_loader(parts, step)) as loader:
+        if checkpoint is not None:
+            loader.check_state(checkpoint.record["loader"])
+        run = _training(parts, loader, checkpoint)
+        parts.attempt.report(_start_event(parts, step))
+        try:
+            train(run, step)
+        finally:
+            if run.sample_log is not None:
+                run.sample_log.close()
+        return run.last, float(run.record(parts.plan.steps)["seconds"])
+
+
+def _loader(parts: _Parts, step: int) -> TrainLoader:
+    settings, world = parts.job.settings, parts.attempt.world
+    return TrainLoader(
+        parts.view,
         batch=settings.batch,
         image_size=settings.image_size,
         augment=settings.augment,
         order=settings.order,
-        seed=job.seed,
+        seed=parts.job.seed,
         threads=settings.threads,
         bad_samples=settings.bad_samples,
         rank=world.rank,
         world=world.size,
         first_step=step,
-        steps=plan.steps,
+        steps=parts.plan.steps,
     )
-    earlier_s = 0.0
-    if checkpoint is not None:
-        loader.check_state(checkpoint.record["loader"])
-        earlier_s = float(checkpoint.record["seconds"])
-    saver = Saver(
-        attempt.job.checkpoints, world, settings.checkpoint.keep, attempt.check_fence, attempt.report
-    )
+
+
+def _training(parts: _Parts, loader: TrainLoader, checkpoint: Checkpoint | None) -> Training:
+    """What the loop works with."""
+    settings, attempt, engine = parts.job.settings, parts.attempt, parts.engine
+    world = attempt.world
+    earlier_s = float(checkpoint.record["seconds"]) if checkpoint else 0.0
 
     def record(done: int) -> dict[str, Any]:
         return {
@@ -158,55 +134,60 @@ def _prepare(
             "generation": attempt.generation,
             "world": world.size,
             "engine": settings.engine.model_dump(include={"kind", "stage", "precision"}),
-            "shapes": {name: list(shape) for name, shape in whole_shapes.items()},
-            "seconds": earlier_s + time.monotonic() - began,
+            "shapes": {name: list(shape) for name, shape in parts.shapes.items()},
+            "seconds": earlier_s + time.monotonic() - parts.began,
             "figures": run.last,
         }
 
-    log_path = attempt.job.samples(attempt.generation, world.rank)
+    log = attempt.job.samples(attempt.generation, world.rank)
+    keep = settings.checkpoint.keep
     run = Training(
-        plan=plan,
+        plan=parts.plan,
         settings=settings,
         engine=engine,
         batches=iter(loader),
-        saver=saver,
+        saver=Saver(attempt.job.checkpoints, world, keep, attempt.check_fence, attempt.report),
         world=world,
         report=attempt.report,
         stop_asked=attempt.stop,
-        sample_log=SampleLog(log_path) if settings.log_samples else None,
+        sample_log=SampleLog(log) if settings.log_samples else None,
+        average=parts.average,
+        beat=parts.beat,
         record=record,
+        last=dict(checkpoint.record["figures"]) if checkpoint else {},
     )
-    if checkpoint is not None:
-        run.last = dict(checkpoint.record["figures"])
-    attempt.report(
-        {
-            "event": "start",
-            "step": step,
-            "steps": plan.steps,
-            "world": world.size,
-            "batch": plan.shape.batch,
-            "micro_batch": plan.shape.micro_batch,
-            "accumulation": plan.shape.accumulation,
-            "images_per_epoch": plan.samples,
-            "precision": settings.engine.precision,
-            "engine": settings.engine.kind,
-        }
-    )
-    return run, loader
+    return run
 
 
-def _metrics(job: TrainJob, plan: Plan, run: Training, module: ImageModel) -> dict[str, float]:
-    names = ("loss", "grad_norm", "lr", "images_per_s")
-    images = plan.steps * plan.shape.batch
-    return {f"train/{name}": float(run.last[name]) for name in names if name in run.last} | {
-        "cost/images_seen": float(images),
-        "cost/exaflops": training_exaflops(module.config, images),
-        "cost/seconds": float(run.record(plan.steps)["seconds"]),
+def _start_event(parts: _Parts, step: int) -> dict[str, Any]:
+    shape, engine = parts.plan.shape, parts.job.settings.engine
+    return {
+        "event": "start",
+        "step": step,
+        "steps": parts.plan.steps,
+        "world": parts.attempt.world.size,
+        "batch": shape.batch,
+        "micro_batch": shape.micro_batch,
+        "accumulation": shape.accumulation,
+        "images_per_epoch": parts.plan.samples,
+        "precision": engine.precision,
+        "engine": engine.kind,
     }
 
 
-def _validate(job: TrainJob, attempt: Attempt, plan: Plan, engine: Engine) -> dict[str, float]:
+def _metrics(plan: Plan, module: ImageModel, last: Mapping[str, float], seconds: float) -> dict[str, float]:
+    names = ("loss", "grad_norm", "lr", "images_per_s")
+    images = plan.steps * plan.shape.batch
+    return {f"train/{name}": float(last[name]) for name in names if name in last} | {
+        "cost/images_seen": float(images),
+        "cost/exaflops": training_exaflops(module.config, images),
+        "cost/seconds": seconds,
+    }
+
+
+def _validate(parts: _Parts) -> dict[str, float]:
     """Scores on `validate_on`, after the last step."""
+    job, attempt, plan, engine = parts.job, parts.attempt, parts.plan, parts.engine
     if job.validate_on is None:
         return {}
     view = open_view(job.validate_on, attempt.run)
@@ -220,44 +201,16 @@ def _validate(job: TrainJob, attempt: Attempt, plan: Plan, engine: Engine) -> di
         world=attempt.world.size,
     )
     engine.training(False)
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        parts.beat("validate", plan.steps)
+        return engine.forward(images)
+
     try:
-        scores = score(engine.forward, loader, attempt.world, view.samples, attempt.stop)
+        scores = score(forward, loader, attempt.world, view.samples, attempt.stop)
     finally:
         loader.close()
     attempt.report(
         {"event": "validate", "step": plan.steps, "top1": scores.top1, "loss": scores.nll, "n": scores.n}
     )
     return {"val/top1": scores.top1, "val/loss": scores.nll}
-
-
-def _export(
-    job: TrainJob, attempt: Attempt, view: View, module: ImageModel, model_config: Mapping[str, Any]
-) -> None:
-    """Write weights.safetensors from the last checkpoint, on rank 0; the others wait for it."""
-    if attempt.world.rank == 0:
-        attempt.check_fence()
-        last = complete_checkpoints(attempt.job.checkpoints)[0]
-        # Buffers are constants of the architecture; no engine splits them.
-        buffers = {
-            name: value for name, value in module.state_dict().items() if name not in last.record["shapes"]
-        }
-        save_weights(
-            attempt.job.weights,
-            buffers | dict(whole_tensors(last)),
-            model_config,
-            {
-                "job": attempt.digest,
-                "step": str(last.step),
-                "classes": json.dumps(list(view.classes)),
-                "preprocessing": json.dumps(
-                    {
-                        "image_size": job.settings.image_size,
-                        "evaluate": job.settings.augment.evaluate,
-                        "larger": job.settings.augment.larger,
-                        "scale": "(pixel - 127.5) / 127.5",
-                    }
-                ),
-                "train_fingerprint": view.fingerprint,
-            },
-        )
-    attempt.world.barrier()

@@ -35,7 +35,7 @@ from pipeline.events import EventLog
 from pipeline.rundir import JobDir, RunDir, read_json, write_json
 from pipeline.train.attempt import Attempt, rank_log
 from pipeline.train.evaluating import run_evaluation
-from pipeline.train.stopping import StopSwitch, end_with_parent, signals_turn_on
+from pipeline.train.stopping import StopSwitch, end_with_parent, seconds_in, signals_turn_on
 from pipeline.train.training import run_training
 from pipeline.train.world import World, join_world
 
@@ -49,7 +49,12 @@ _AGREED = (UserError, TrainingError, Busy, StopRequested)
 
 
 def run(
-    run_dir: Path, digest: str, *, stop_asked: Callable[[], bool] | None = None, device: str | None = None
+    run_dir: Path,
+    digest: str,
+    *,
+    stop_asked: Callable[[], bool] | None = None,
+    device: str | None = None,
+    stop_after_s: float | None = None,
 ) -> dict[str, Any]:
     """Do the job `digest` of the run in `run_dir`, as this process' rank; returns its result.
 
@@ -59,9 +64,10 @@ def run(
     Args:
         stop_asked: polled at each step; True leads to a checkpoint and StopRequested.
         device: "cpu" or "cuda"; None takes the GPU where there is one.
+        stop_after_s: seconds from now after which it stops by itself, with a checkpoint.
     """
     job_dir = RunDir(run_dir).job(digest)
-    return _run(job_dir, run_dir, digest, StopSwitch(job_dir.stop, stop_asked), device)
+    return _run(job_dir, run_dir, digest, StopSwitch(job_dir.stop, stop_asked, stop_after_s), device)
 
 
 def _run(job_dir: JobDir, run_dir: Path, digest: str, stop: StopSwitch, device: str | None) -> dict[str, Any]:
@@ -168,11 +174,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("job", type=Path, help="RUN/jobs/DIGEST/job.json")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    parser.add_argument(
+        "--stop-after", type=seconds_in, metavar="3h50m", help="stop with a checkpoint after this time"
+    )
     given = parser.parse_args(arguments)
     path: Path = given.job.resolve()
     end_with_parent()
     job_dir = JobDir(path.parent)
-    stop = StopSwitch(job_dir.stop)
+    stop = StopSwitch(job_dir.stop, after_s=given.stop_after)
     try:
         check_one_root()
         with signals_turn_on(stop):

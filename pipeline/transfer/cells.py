@@ -81,7 +81,7 @@ class Cell:
 
 
 def collect(run: RunDir, digests: Sequence[str]) -> list[Cell]:
-    """Cells of the finished evaluate jobs among `digests`, by dataset, start and seed.
+    """Cells of the finished evaluate jobs among `digests`, in their order.
 
     Jobs of other stages, and those not done, are passed over.
 
@@ -89,12 +89,11 @@ def collect(run: RunDir, digests: Sequence[str]) -> list[Cell]:
         DataError: a result whose predictions are missing or do not agree with it.
     """
     jobs = {digest: _read_job(run, digest) for digest in digests}
-    cells = [
+    return [
         _read_cell(run, digest, job, result)
         for digest, job in jobs.items()
         if job.get("stage") == "evaluate" and (result := run.job(digest).read_result()) is not None
     ]
-    return sorted(cells, key=lambda cell: (cell.dataset, cell.start, cell.seed))
 
 
 def _read_job(run: RunDir, digest: str) -> dict[str, Any]:

@@ -119,6 +119,10 @@ def test_a_killed_run_costs_nothing(vitline: Callable[..., Any], tmp_path: Path,
     started = command.descendants()
     command.process.kill()
     command.process.wait()
+    status = vitline("status", str(tmp_path / "small"), "--json")
+    assert status.wait() == 0
+    states = {job["name"]: job["state"] for job in json.loads(status.text)["jobs"]}
+    assert (states["prepare/glyphs"], states["pretrain"]) == ("done", "interrupted")
     # Ray ends what the driver started; the next driver does not wait for that.
     again = vitline("run", str(SMALL), f"root={tmp_path}", *PRETRAIN_ONLY)
     assert again.wait() == 0, f"killed at step {target}: {again.text}"

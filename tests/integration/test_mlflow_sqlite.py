@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from pipeline.config import RunConfig, TrackingSettings
 from pipeline.events import EventLog
+from pipeline.rundir import read_json, write_json
 from pipeline.tracking import Mirror, MlflowStore
 from tests.helpers.synthetic_run import SyntheticRun, synthetic_config, write_synthetic_run, write_training
 
@@ -181,3 +182,16 @@ def test_a_deleted_child_is_left_out(made: SyntheticRun, caplog: pytest.LogCaptu
     assert mirror(made).sync()
     assert "MLflow refuses pretrain" in caplog.text
     assert all_runs(client)["synthetic"].info.status == "FINISHED"
+
+
+def test_a_cursor_that_lags_finds_its_runs_again(made: SyntheticRun) -> None:
+    assert mirror(made).sync()
+    cursor = read_json(made.run.tracking)
+    assert cursor is not None
+    # As after a kill between the calls and the saving.
+    write_json(made.run.tracking, {**cursor, "jobs": {}, "offset": 0, "commands": 0})
+    assert mirror(made).sync()
+    runs = all_runs(client_of(made))
+    assert len(runs) == 1 + len(made.digests)
+    history = client_of(made).get_metric_history(runs["pretrain"].info.run_id, "train/loss")
+    assert [point.step for point in history] == list(range(10, 301, 10))

@@ -34,10 +34,11 @@ def number_labels(where: str, values: Mapping[str, list[Any]], names: Iterable[s
         DataError: a value is missing or of another type, out of range, or a name that is not known.
     """
     flat = [item for column in values.values() for value in column for item in _items(value)]
-    strange = next((item for item in flat if not isinstance(item, int | str) or isinstance(item, bool)), None)
-    if strange is not None or any(len(_items(v)) == 0 for column in values.values() for v in column):
+    strange = [item for item in flat if not isinstance(item, int | str) or isinstance(item, bool)]
+    strange += [value for column in values.values() for value in column if not _items(value)]
+    if strange:
         raise DataError(
-            f"the value {strange!r} in {where}",
+            f"the value {strange[0]!r} in {where}",
             "class numbers, class names, or lists of them, none of them empty",
             "correct the column, or name another one",
         )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
-
-from pipeline.admission import check_fits, orphans, startable
-from pipeline.errors import EnvironmentUnfit
+from pipeline.admission import free, lacking, orphans, size_for, startable
 from pipeline.graph import Job, Planned
 
 
 def item(
-    name: str, *, cpus: float = 1, gpus: float = 0, workers: int = 0, cost: float = 0, needs: str = ""
+    name: str,
+    *,
+    cpus: float = 1,
+    gpus: float = 0,
+    workers: int = 0,
+    sizes: tuple[int, ...] = (),
+    cost: float = 0,
+    needs: str = "",
 ) -> Planned:
     job = Job(
         name=name,
@@ -22,6 +26,7 @@ def item(
         cpus=cpus,
         gpus=gpus,
         workers=workers,
+        sizes=sizes or ((workers,) if workers else ()),
         cost=cost,
     )
     return Planned(job=job, digest=name, inputs={}, state="due", reason="new")
@@ -71,6 +76,23 @@ def test_jobs_behind_a_failure_are_named_and_the_comparison_is_not() -> None:
     ]
 
 
-def test_what_never_fits_is_refused_with_both_numbers() -> None:
-    with pytest.raises(EnvironmentUnfit, match="pretrain needs 4 GPU, the cluster has 1"):
-        check_fits([item("pretrain", gpus=2, workers=2)], {"CPU": 8, "GPU": 1})
+def test_what_never_fits_is_named_with_both_numbers() -> None:
+    lack = lacking([item("pretrain", gpus=2, workers=2)], {"CPU": 8, "GPU": 1})
+    assert lack is not None
+    assert lack[1] == "pretrain needs 4 GPU, the cluster has 1"
+    assert lacking([item("pretrain", workers=4, sizes=(2, 4))], {"CPU": 2}) is None
+
+
+def test_an_elastic_gang_takes_what_there_is_and_grows_later() -> None:
+    gang = item("pretrain", workers=8, sizes=(1, 2, 4, 8))
+    started = startable([gang], set(), [], {"CPU": 7})
+    assert [planned.job.workers for planned in started] == [4]
+    # Of its own four and the new ones it could have eight.
+    assert size_for(gang, free({"CPU": 9}, [])) == 8
+    assert size_for(gang, free({"CPU": 9}, [item("choose/a", cpus=3)])) == 4
+
+
+def test_an_elastic_gang_without_room_keeps_its_least() -> None:
+    waiting = [item("pretrain", workers=4, sizes=(2, 4)), item("choose/a")]
+    assert names(startable(waiting, set(), [item("choose/b")], {"CPU": 2})) == []
+    assert names(startable(waiting, set(), [item("choose/b", cpus=2)], {"CPU": 4.5})) == ["pretrain"]

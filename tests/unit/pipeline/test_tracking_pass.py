@@ -261,3 +261,25 @@ def test_a_run_without_events_makes_nothing(tmp_path: Path, made: SyntheticRun) 
     store = MemoryStore()
     sender(made, store).send_all()
     assert store.calls == 0
+
+
+def test_a_result_made_again_gets_a_run_of_its_own(made: SyntheticRun) -> None:
+    store = MemoryStore()
+    following = sender(made, store)
+    following.send_all()
+    digest = made.digests["pretrain"]
+    old = next(run_id for run_id, row in store.rows.items() if row.name == "pretrain")
+    # As the driver does when it is told to run a stage again: the old directory is moved away.
+    made.run.job(digest).events.unlink()
+    write_training(made.run, digest, steps=300, time=1_700_009_000.0)
+    log = EventLog(made.run.events)
+    log({"event": "run", "state": "started", "name": "synthetic"})
+    for state in ("running", "done"):
+        log({"event": "job", "digest": digest, "name": "pretrain", "stage": "pretrain", "state": state})
+    log({"event": "run", "state": "finished"})
+    log.close()
+    following.send_all()
+    assert store.rows[old].tags["vitline.job"] == f"{digest} replaced"
+    (new,) = [row for row in store.rows.values() if row.tags.get("vitline.job") == digest]
+    assert len([p for p in new.points if p.key == "train/loss"]) == 30
+    assert min(p.time_ms for p in new.points if p.key == "train/loss") > 1_700_009_000_000

@@ -191,3 +191,15 @@ def test_nothing_evaluated_yet(tmp_path: Path) -> None:
     made = write_synthetic_run(synthetic_config(tmp_path), stages=("prepare", "pretrain"))
     with pytest.raises(UserError, match="no finished evaluation"):
         build_report(made)
+
+
+def test_many_datasets_begin_with_a_tally(tmp_path: Path) -> None:
+    plain = synthetic_config(tmp_path).model_dump(mode="json")
+    names = [f"set{k}" for k in range(7)]
+    plain["datasets"] |= {name: {"source": "digits", "seed": k} for k, name in enumerate(names)}
+    plain["transfer"] |= {"datasets": names, "seeds": [0]}
+    built = build_report(write_synthetic_run(RunConfig.model_validate(plain), images=100))
+    text = built.html.read_text()
+    assert "pretrained against scratch on 7 datasets: better on 7." in text
+    assert "<summary>2 more</summary>" in text
+    test_every_reference_in_the_page_has_one_target(built)

@@ -68,3 +68,11 @@ def test_equivalence_and_refusal_in_words() -> None:
     first, second = two_sides(40, 10, 120, 30)
     forced = compare([first, replace(second, test_fingerprint="e" * 64)], force=True)
     assert "cannot be compared on digits: test splits differ" in words.verdicts(forced)[0]
+
+
+def test_the_tally_of_many_datasets() -> None:
+    cells = [cell for name in "abc" for cell in two_sides(40, 10, 120, 30, dataset=name)]
+    cells += two_sides(12, 10, 150, 28, dataset="d")
+    (line,) = words.tally(compare(cells))
+    assert line == "pretrained against scratch on 4 datasets: better on 3, no difference shown on 1."
+    assert words.tally(compare(two_sides(40, 10, 120, 30))) == []

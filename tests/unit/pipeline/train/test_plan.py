@@ -59,5 +59,5 @@ def test_more_ranks_than_samples() -> None:
 def test_a_training_without_steps_or_with_a_warm_up_that_never_ends() -> None:
     with pytest.raises(ConfigError, match="at least one step"):
         make_plan(settings(duration="0 steps"), samples=100, world=1, seed=0)
-    with pytest.raises(ConfigError, match="a warm-up of 30 steps in a training of 25"):
+    with pytest.raises(ConfigError, match="a warm-up of 30 steps and a cool-down of 0 in a training of 25"):
         make_plan(settings(optimizer=OptimizerSettings(warmup="30 steps")), samples=100, world=1, seed=0)

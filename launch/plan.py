@@ -1,0 +1,248 @@
+"""What a run will take, before anything starts: parameters, operations, memory, time, disk, price.
+
+    config ─► sizes (plan_data) ─► network ─┬─► memory of a rank (plan_memory) ─► fits? nearest (plan_fit)
+                                            ├─► time (plan_time, plan_devices)
+                                            └─► disk: shards, checkpoints, weights
+
+All of it is arithmetic; the only files read are a dataset's manifest and the events of a run that has been
+there before. Every figure that was not measured comes with the assumption behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from launch.plan_answer import Disk, Given, RunPlan, Training
+from launch.plan_data import UNKNOWN_CLASSES, DataSize, size_of
+from launch.plan_devices import GIB, Device, find_device
+from launch.plan_fit import nearest_that_fits
+from launch.plan_memory import Load, memory_of, moments_of
+from launch.plan_time import (
+    FLOPS_A_MAC,
+    Rate,
+    assumed_rate,
+    given_rate,
+    measure_other,
+    measure_run,
+    measured_rate,
+)
+from launch.plan_transfer import Transfer, plan_transfer
+from model.config import ModelConfig
+from model.flops import count_parameters, macs
+from model.zoo import model_config
+from pipeline.config import RunConfig, to_steps
+from pipeline.driver import plan_run, run_dir_of
+from pipeline.errors import UserError
+from pipeline.graph import Planned
+from pipeline.rundir import RunDir
+from pipeline.stages.checks import check_run
+from pipeline.train.plan import batch_shape
+
+_SAMPLE_LOG_BYTES = 8
+
+
+def plan_config(config: RunConfig, given: Given) -> RunPlan:
+    """The plan of a run.
+
+    Raises:
+        ConfigError: a batch that its ranks cannot share, a model that does not exist.
+        UserError: a duration in epochs of a dataset whose size nobody knows, an unknown device.
+    """
+    config = on_cluster(config, given)
+    check_run(config)
+    run = run_dir_of(config)
+    planned = {item.job.name: item for item in plan_run(config, run)}
+    settings, world = config.pretrain, config.pretrain.gang.workers
+    gpu = settings.gang.gpus_per_worker > 0
+    device = find_device(
+        given.device or ("h100" if gpu else "cpu"),
+        memory_gib=given.memory_gib,
+        cores=settings.gang.cpus_per_worker,
+    )
+    sizes = _sizes(config, run, planned, given)
+    network = _network(config, sizes[settings.dataset].classes or UNKNOWN_CLASSES)
+    training = _training(config, network, sizes[settings.dataset].train)
+    load = Load(
+        settings.batch // world,
+        training.micro_batch,
+        world,
+        settings.engine,
+        moments_of(settings.optimizer),
+        device.name != "cpu",
+    )
+    memory = memory_of(network, training.parameters, load)
+    limit = None if device.memory_gib is None else round(device.memory_gib * GIB)
+    fits = None if limit is None else memory.total <= limit
+    nearest = (
+        nearest_that_fits(network, training.parameters, load, limit, settings.batch)
+        if limit is not None and not fits
+        else None
+    )
+    rate = _rate(config, given, device, FLOPS_A_MAC * training.macs, run)
+    hours = training.images / rate.images_per_s / 3600
+    transfer = plan_transfer(config, run, planned, sizes, device, rate if rate.measured else None, given.mfu)
+    disk = _disk(config, training, moments_of(settings.optimizer), sizes, transfer)
+    image_bytes = sizes[settings.dataset].image_bytes
+    device_hours = world * hours + transfer.device_hours
+    return RunPlan(
+        name=config.name,
+        device=device,
+        nodes=given.nodes,
+        workers=world,
+        training=training,
+        memory=memory,
+        fits=fits,
+        nearest=nearest,
+        rate=rate,
+        hours=hours,
+        read_mib_per_s=None if image_bytes is None else rate.images_per_s * image_bytes / 2**20,
+        transfer=transfer,
+        disk=disk,
+        device_hours=device_hours,
+        price=None if given.price is None else given.price * device_hours,
+        assumptions=_assumptions(config, given, device, sizes),
+        warnings=_warnings(transfer, limit, fits, device),
+    )
+
+
+def on_cluster(config: RunConfig, given: Given) -> RunConfig:
+    """The configuration with as many workers as `nodes` × `gpus_per_node` say, one a device."""
+    if given.nodes is None and given.gpus_per_node is None:
+        return config
+    gang = config.pretrain.gang
+    each = given.gpus_per_node or (1 if given.nodes is None else max(1, gang.workers // given.nodes))
+    workers = (given.nodes or 1) * each
+    update: dict[str, float] = {"workers": workers}
+    if given.gpus_per_node:
+        update["gpus_per_worker"] = 1
+    changed = gang.model_copy(update=update)
+    return config.model_copy(update={"pretrain": config.pretrain.model_copy(update={"gang": changed})})
+
+
+def _sizes(
+    config: RunConfig, run: RunDir, planned: Mapping[str, Planned], given: Given
+) -> dict[str, DataSize]:
+    """Size of every dataset that the run uses; for pre-training's, what is given counts most."""
+    names = {config.pretrain.dataset, *config.transfer.datasets}
+    sizes = {name: size_of(config, name, run, planned) for name in sorted(names)}
+    known = sizes[config.pretrain.dataset]
+    if given.train_samples is not None or given.classes is not None:
+        sizes[config.pretrain.dataset] = DataSize(
+            given.train_samples or known.train,
+            known.test,
+            given.classes or known.classes,
+            known.disk_bytes,
+            known.image_bytes,
+            "the command line",
+        )
+    return sizes
+
+
+def _network(config: RunConfig, classes: int) -> ModelConfig:
+    model = config.pretrain.model
+    return model_config(
+        model.name,
+        num_classes=classes,
+        image_size=config.pretrain.image_size,
+        representation=model.representation,
+        **model.options,
+    )
+
+
+def _training(config: RunConfig, network: ModelConfig, samples: int | None) -> Training:
+    settings = config.pretrain
+    steps = steps_of(settings.duration, settings.batch, samples, settings.dataset)
+    shape = batch_shape(settings.batch, settings.micro_batch, settings.gang.workers)
+    images, once = steps * settings.batch, macs(network)
+    return Training(
+        model=settings.model.name,
+        image_size=settings.image_size,
+        classes=network.num_classes,
+        parameters=count_parameters(network),
+        macs=once,
+        steps=steps,
+        images=images,
+        epochs=None if samples is None else images / samples,
+        batch=settings.batch,
+        micro_batch=shape.micro_batch,
+        accumulation=shape.accumulation,
+        exaflops=FLOPS_A_MAC * once * images / 1e18,
+    )
+
+
+def steps_of(duration: str, batch: int, samples: int | None, dataset: str) -> int:
+    """`duration` in steps.
+
+    Raises:
+        UserError: it is in epochs, and nobody knows how long one is.
+    """
+    if samples is None and "epoch" in duration:
+        raise UserError(
+            f"a duration of {duration!r} of {dataset}, whose size is not known before it is prepared",
+            "the number of its training images",
+            "give --train-samples N, or set the duration in steps or samples",
+        )
+    return to_steps(duration, batch=batch, samples=samples or 1)
+
+
+def _rate(config: RunConfig, given: Given, device: Device, flops: float, run: RunDir) -> Rate:
+    """Given before measured, measured before assumed."""
+    settings, world = config.pretrain, config.pretrain.gang.workers
+    if given.images_per_s is not None:
+        return given_rate(given.images_per_s, flops, settings, device, world)
+    # An own run speaks for itself only while nobody asks about other hardware.
+    own = given.mfu is None and given.device is None
+    found = measure_other(given.measured) if given.measured else measure_run(run.path) if own else None
+    if found is not None:
+        return measured_rate(found, flops, settings, device, world)
+    return assumed_rate(flops, settings, device, world, given.mfu)
+
+
+def _disk(
+    config: RunConfig, training: Training, moments: int, sizes: Mapping[str, DataSize], transfer: Transfer
+) -> Disk:
+    settings = config.pretrain
+    data = [size.disk_bytes for size in sizes.values()]
+    checkpoint = checkpoint_bytes(training.parameters, moments)
+    return Disk(
+        data=None if any(size is None for size in data) else sum(size or 0 for size in data),
+        checkpoint=checkpoint,
+        checkpoints=checkpoint * (settings.checkpoint.keep + 1),
+        weights=4 * training.parameters,
+        sample_log=_SAMPLE_LOG_BYTES * training.images if settings.log_samples else 0,
+        transfer=transfer.disk_bytes,
+    )
+
+
+def checkpoint_bytes(parameters: int, moments: int) -> int:
+    """Tensors of one checkpoint over all ranks: float32 masters and moments, whatever the ZeRO stage."""
+    return 4 * parameters * (1 + moments)
+
+
+def _assumptions(
+    config: RunConfig, given: Given, device: Device, sizes: Mapping[str, DataSize]
+) -> tuple[str, ...]:
+    name, lines = config.pretrain.dataset, []
+    if sizes[name].classes is None:
+        lines.append(f"{name} is taken to have {UNKNOWN_CLASSES} classes; --classes says better")
+    if given.device is None:
+        lines.append(f"the device is taken to be {device.name}; --device says better")
+    if sizes[name].how != "its manifest" and sizes[name].image_bytes is not None:
+        lines.append(f"an image of {name} is taken to have {sizes[name].image_bytes:,} bytes")
+    unknown = sorted(other for other, size in sizes.items() if size.disk_bytes is None)
+    if unknown:
+        lines.append(f"the shards of {', '.join(unknown)} are not counted: their size is not known yet")
+    lines.append("evaluation and start-up are not in the time")
+    return tuple(lines)
+
+
+def _warnings(transfer: Transfer, limit: int | None, fits: bool | None, device: Device) -> tuple[str, ...]:
+    lines = []
+    if fits is False:
+        lines.append(f"pre-training does not fit into {device.memory_gib:g} GiB of {device.name}")
+    if limit is not None and transfer.memory.total > limit:
+        lines.append(
+            f"a fine-tuning job takes {transfer.memory.total / GIB:.1f} GiB, {device.name} has "
+            f"{device.memory_gib:g}: lower transfer.protocol.batch or image_size"
+        )
+    return tuple(lines)
