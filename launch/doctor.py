@@ -1,8 +1,9 @@
 """Preflight: is every node of the cluster fit for the run, before a device waits for it?
 
-    alive nodes ─► one task pinned to each, all at once (doctor_node) ─► doctor_checks, doctor_software
-                └► one actor on each, or on each GPU (doctor_gang)    ─► doctor_together
-                                                          ─► Report: a table, RUN/launch/doctor.json, exit code 7
+    doctor_examine ─► alive nodes (doctor_cluster)
+        ├─► one task pinned to each, all at once (doctor_node)  ─► doctor_checks, doctor_software
+        └─► one actor on each, or on each GPU (doctor_gang)     ─► doctor_together
+    ─► Report (doctor_report): a table (doctor_show), RUN/launch/doctor.json, exit code 7
 
 Tasks and actors ask for no processors, so they run beside whatever a cluster is doing, and none outlives the
 time limit. What a node cannot say becomes a fault of that node, never an exception here.
@@ -10,63 +11,14 @@ time limit. What a node cannot say becomes a fault of that node, never an except
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from launch import doctor_checks as checks
-from launch import doctor_software as software
-from launch import doctor_together as together
-from launch.doctor_checks import Check
-from launch.doctor_cluster import Nodes, alive_nodes, auth_is_on, control_address, spread
-from launch.plan import plan_config
-from launch.plan_answer import Given, RunPlan
+from launch.doctor_report import Asked, Report, write_report
 from pipeline.cluster import connect
-from pipeline.config import RunConfig, WebdatasetSource
-from pipeline.data.braces import expand_braces
-from pipeline.data.manifest import FILE, load_manifest
-from pipeline.driver import plan_run, run_dir_of
-from pipeline.errors import EnvironmentUnfit, UserError
-from pipeline.rundir import RunDir, write_json
-from pipeline.stages import prepare
-
-FILE_NAME = "doctor.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """How much is to be examined."""
-
-    quick: bool = False  # without the rates of devices and network
-    allow_open_ray: bool = False
-    timeout_s: float = 120
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """All checks of one examination."""
-
-    nodes: tuple[str, ...]
-    checks: tuple[Check, ...]
-    seconds: float
-
-    @property
-    def failures(self) -> tuple[Check, ...]:
-        return tuple(check for check in self.checks if check.level == "fail")
-
-    def raise_if_unfit(self) -> None:
-        """Raises EnvironmentUnfit, naming every check that failed."""
-        failed = self.failures
-        if failed:
-            raise EnvironmentUnfit(
-                "\n       ".join(f"{check.name}: {check.found}" for check in failed),
-                "\n          ".join(f"{check.name}: {check.expected}" for check in failed),
-                "\n         ".join(f"{check.name}: {check.do}" for check in failed),
-            )
+from pipeline.config import RunConfig
+from pipeline.driver import run_dir_of
+from pipeline.rundir import RunDir
 
 
 def run_doctor(config: RunConfig | None, address: str | None, asked: Asked) -> Report:
@@ -83,6 +35,9 @@ def run_doctor(config: RunConfig | None, address: str | None, asked: Asked) -> R
         tempfile.TemporaryDirectory(prefix="vitline-doctor-") as place,
         connect(RunDir(Path(place)), address),
     ):
+        # Only now: importing Ray reads the environment that `connect` sets.
+        from launch.doctor_examine import examine_cluster
+
         report = examine_cluster(config, asked)
     if config is not None:
         write_report(run_dir_of(config), report)
@@ -95,155 +50,12 @@ def preflight(config: RunConfig, run: RunDir) -> None:
     Raises:
         EnvironmentUnfit: a check failed; RUN/launch/doctor.json says all.
     """
-    slots = alive_nodes(config).slots
-    if max(slots.values(), default=0) >= config.pretrain.gang.workers:
+    # Only now: importing Ray reads the environment that the driver has set.
+    from launch.doctor_examine import examine_cluster, one_node_holds
+
+    if one_node_holds(config):
         return
     # A cluster's operator decides how it is closed off; a run only says what it sees.
     report = examine_cluster(config, Asked(allow_open_ray=True))
     write_report(run, report)
     report.raise_if_unfit()
-
-
-def write_report(run: RunDir, report: Report) -> None:
-    write_json(run.launch / FILE_NAME, report_json(report))
-
-
-def report_json(report: Report) -> dict[str, Any]:
-    fields = ("name", "level", "found", "expected", "do")
-    return {
-        "schema": 1,
-        "fit": not report.failures,
-        "nodes": list(report.nodes),
-        "seconds": round(report.seconds, 1),
-        "checks": [{field: getattr(check, field) for field in fields} for check in report.checks],
-    }
-
-
-def examine_cluster(config: RunConfig | None, asked: Asked) -> Report:
-    """All checks, on the cluster that this process is connected to."""
-    began = time.monotonic()
-    deadline = began + asked.timeout_s
-    nodes = alive_nodes(config)
-    found = [together.gang_fits(nodes.slots, config.pretrain.gang)] if config else []
-    found.append(together.exposure(control_address(), auth_is_on(), asked.allow_open_ray))
-    if config is not None:
-        found.append(together.tracking(config.tracking, Path(config.root)))
-    with _meeting_place(config) as directory:
-        request = _request(config, asked, directory)
-        facts, silent = nodes.examine(request, deadline)
-        found.append(together.answered(nodes.names, silent, asked.timeout_s))
-        if facts:
-            found += _single(config, nodes, facts)
-            found += _joint(nodes, facts, directory, asked, deadline)
-    return Report(nodes.names, tuple(found), time.monotonic() - began)
-
-
-def _single(config: RunConfig | None, nodes: Nodes, facts: checks.Facts) -> list[Check]:
-    """Checks of each node by itself and against the others."""
-    found = [software.same_software(facts), *software.known_bad(facts), software.leftovers(facts)]
-    found += checks.limits(facts)
-    found += checks.gpu_health(facts, wanted=bool(config and config.pretrain.gang.gpus_per_worker))
-    found.append(checks.rates(facts))
-    if config is None:
-        return found
-    found += [software.same_settings(facts), checks.data_readable(facts)]
-    plan = _plan(config)
-    if plan is not None:
-        found.append(checks.disk_fits(facts, plan.disk.checkpoint, plan.disk.total))
-        ranks = spread(nodes.slots, config.pretrain.gang.workers)
-        # Memory of devices is the plan's own matter; here it is that of the machine.
-        if plan.device.name == "cpu":
-            need = {node: count * plan.memory.total for node, count in ranks.items()}
-            found.append(checks.memory_fits(facts, need))
-    return found
-
-
-def _joint(
-    nodes: Nodes, facts: checks.Facts, directory: str | None, asked: Asked, deadline: float
-) -> list[Check]:
-    """Checks of all nodes together; one node has nobody to meet."""
-    gpus = {node: len(fact["gpus"]) for node, fact in facts.items()}
-    members = nodes.members(gpus)
-    try:
-        found = [together.clocks(members.clock_offsets(deadline))]
-        if directory is not None:
-            found.append(together.storage(*members.exchange_files(directory, deadline)))
-        if len(members.firsts) > 1:
-            found += together.reachable(members.reach(deadline))
-        if len(members.places) > 1 and not asked.quick:
-            found.append(together.all_reduce(members.all_reduce(deadline)))
-        return found
-    except TimeoutError as error:
-        slow = Check(
-            "nodes together",
-            "fail",
-            f"{error} was not done in {asked.timeout_s:.0f} s",
-            "an answer",
-            "raise --timeout-s on a busy cluster; else look at the network between the nodes",
-        )
-        return [slow]
-    finally:
-        members.close()
-
-
-# ---------------------------------------------------------------- what is asked of the nodes
-
-
-@contextlib.contextmanager
-def _meeting_place(config: RunConfig | None) -> Iterator[str | None]:
-    """A directory inside the run's, for the files that nodes write for each other; None without a run."""
-    if config is None:
-        yield None
-        return
-    launch = run_dir_of(config).launch.resolve()
-    try:
-        launch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="doctor-", dir=launch) as place:
-            # Other nodes may run as other users of the same group.
-            Path(place).chmod(0o770)
-            yield place
-    except OSError as error:
-        raise EnvironmentUnfit(
-            f"{launch} cannot be written: {error.strerror}",
-            "a run's directory that the driver can write",
-            "set root to another place, or correct its permissions",
-        ) from error
-
-
-def _request(config: RunConfig | None, asked: Asked, directory: str | None) -> dict[str, Any]:
-    request: dict[str, Any] = {
-        "quick": asked.quick,
-        "directory": directory,
-        "config": None if config is None else config.model_dump(mode="json"),
-        "shards": [],
-        "manifest": None,
-    }
-    return request if config is None else request | _data(config)
-
-
-def _data(config: RunConfig) -> Mapping[str, Any]:
-    """Manifest and outer shards of pre-training's dataset, as far as they are there before the run."""
-    name = config.pretrain.dataset
-    run = run_dir_of(config)
-    planned = {item.job.name: item for item in plan_run(config, run)}
-    directory = run.job(planned[prepare.job_name(name)].digest).path.resolve()
-    if (directory / FILE).exists():
-        shards = [
-            str(directory / shard.name) if "://" not in shard.name else shard.name
-            for shard in load_manifest(directory).splits["train"].shards
-        ]
-        return {"manifest": str(directory / FILE), "shards": sorted({shards[0], shards[-1]})}
-    source = config.datasets[name]
-    if isinstance(source, WebdatasetSource):
-        shards = list(expand_braces(source.train))
-        ends = {shards[0], shards[-1]}
-        return {"shards": sorted(s if "://" in s else str(Path(s).absolute()) for s in ends)}
-    return {}
-
-
-def _plan(config: RunConfig) -> RunPlan | None:
-    """The plan, where it can be made; a dataset of unknown size is not the doctor's business."""
-    try:
-        return plan_config(config, Given())
-    except UserError:
-        return None

@@ -207,14 +207,14 @@ def data_readable(facts: Facts) -> Check:
 
 def odd_ones(values: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
     """(node, its value, the most frequent value) of each node that differs from most."""
-    most = Counter(values.values()).mostcommon(1)[0][0]
+    most = Counter(values.values()).most_common(1)[0][0]
     return [(node, value, most) for node, value in values.items() if value != most]
 
 
 def common(values: Mapping[str, Any]) -> str:
     shown = values.values() if all("×" in str(value) for value in values.values()) else None
     if shown is not None:
-        return Counter(map(str, shown)).mostcommon(1)[0][0]
+        return Counter(map(str, shown)).most_common(1)[0][0]
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from launch.doctor import Report
+from launch.doctor_report import Report
 
 _ORDER = ("fail", "warn", "pass")
 _STYLES = {"fail": "red", "warn": "yellow", "pass": "green"}

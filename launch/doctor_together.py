@@ -99,7 +99,7 @@ def reachable(pairs: Mapping[tuple[str, str], str]) -> list[Check]:
             ports,
             f"{len(pairs)} pairs connect",
             "every node connects to every other on any high port",
-            "open the ports between the nodes; name their interface in GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME",
+            "open the ports between the nodes; set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME",
         ),
         verdict(
             "names",

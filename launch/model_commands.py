@@ -31,6 +31,7 @@ Classes = Annotated[int | None, typer.Option(min=1, help="outputs of the head")]
 Options = Annotated[
     list[str] | None, typer.Argument(metavar="[OPTION=VALUE]...", help="fields of the model, as heads=3")
 ]
+_WEIGHTS = "weights.safetensors"  # in the directory of a job
 # More rollouts than this make a picture that nobody reads.
 _MOST_ROLLOUTS = 24
 
@@ -103,9 +104,9 @@ def import_command(
     from model.weights.files import save_weights
 
     with one_message(
-        "weights of a Vision Transformer, hybrid or BiT ResNet from the authors, timm, torchvision or "
-        "Hugging Face",
-        "name such a file, or say --layout, --name, --image-size and options as heads=3",
+        "a whole file of a ViT, hybrid or BiT ResNet from the authors, timm, torchvision or Hugging Face",
+        "name such a file; what its tensors do not say, give with --layout, --name, --image-size or heads=3",
+        file,
     ):
         if to.suffix != ".safetensors":
             raise ValueError(f"--to {to} does not end in .safetensors; rename it")
@@ -140,6 +141,7 @@ def export_command(
     from model.weights import huggingface
     from model.weights.exchange import export_weights
     from model.weights.files import load_weights
+    from model.weights.layout import as_vit
 
     with one_message(
         "a weights file whose model the layout has a place for",
@@ -151,7 +153,7 @@ def export_command(
             export_weights(partial, layout, state, config)
         if layout == huggingface.NAME:
             beside = out.with_name("config.json")
-            text = json.dumps(huggingface.config_json(huggingface.as_vit(config, layout)), indent=1) + "\n"
+            text = json.dumps(huggingface.config_json(as_vit(config, layout)), indent=1) + "\n"
             with _new_file(beside, file) as partial:
                 partial.write_text(text)
     print_export(config, len(state), layout, out, as_json=as_json)
@@ -212,22 +214,32 @@ def inspect_command(
 
 
 @contextmanager
-def one_message(expected: str, do: str) -> Iterator[None]:
-    """What model/ says about a user's mistake, and what the system says about a file, as one message."""
+def one_message(expected: str, do: str, source: Path | None = None) -> Iterator[None]:
+    """What model/ says about a user's mistake, and the system about a file, as one message.
+
+    `source` is a file of others that is read meanwhile: PyTorch's reader raises RuntimeError for damage.
+    """
     try:
         yield
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise UserError(str(error), expected, do) from error
+    except (ValueError, OSError, EOFError, BadZipFile, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and source is None:
+            raise
+        said = str(error) or f"ends too early ({type(error).__name__})"
+        if isinstance(error, RuntimeError):
+            said = said.splitlines()[0].split(". ")[0]
+        about = "" if source is None or source.name in said else f"{source}: "
+        raise UserError(about + said, expected, do) from error
 
 
 def _is_file(name: str) -> bool:
-    return Path(name).exists() or "/" in name or Path(name).suffix != ""
+    path = Path(name)
+    return "/" in name or path.suffix != "" or path.is_file() or (path / _WEIGHTS).is_file()
 
 
 def _ours(path: Path) -> Path:
     """A weights file of ours, also by the directory of its job."""
     if path.is_dir():
-        return path / "weights.safetensors"
+        return path / _WEIGHTS
     if path.exists() and path.suffix != ".safetensors":
         raise UserError(
             f"{path} ends in {path.suffix or 'nothing'!r}",

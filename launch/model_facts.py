@@ -27,18 +27,17 @@ from model.weights.files import load_into, load_weights
 from model.zoo import build, list_models, model_config
 
 _LISTED_CLASSES, _LISTED_SIZE = 1000, 224
-# What each size is called, and where it comes from.
 _SIZES = {
-    "ti": ("Tiny", "DeiT; for trials and small images"),
-    "s": ("Small", "DeiT; for little data or compute"),
-    "b": ("Base", "the paper"),
-    "l": ("Large", "the paper"),
-    "h": ("Huge", "the paper"),
-    "so400m": ("So400m", "arXiv 2305.13035: shape chosen for its compute"),
-    "g": ("g", "arXiv 2106.04560"),
-    "G": ("G", "arXiv 2106.04560"),
+    "ti": "Tiny (DeiT)",
+    "s": "Small (DeiT)",
+    "b": "Base of the paper",
+    "l": "Large of the paper",
+    "h": "Huge of the paper",
+    "so400m": "So400m (arXiv 2305.13035)",
+    "g": "g (arXiv 2106.04560)",
+    "G": "G (arXiv 2106.04560)",
 }
-_PATCHES = {4: "32 to 64 px", 8: "small images, or fine detail", 32: "fast, coarse"}
+_PATCHES = {4: "; for images of 32 to 64 px", 8: "; for small images or fine detail", 32: "; fast and coarse"}
 # Layouts whose published weights saw pixels scaled otherwise than to [-1, 1], or may have.
 _OTHER_SCALES = ("timm", "torchvision", "huggingface")
 
@@ -72,11 +71,11 @@ def _row(name: str) -> Facts:
 def _purpose(name: str, config: ModelConfig) -> str:
     if isinstance(config, BiTConfig):
         return "BiT ResNet: the CNN that the paper compares with"
-    word, source = _SIZES[re.sub(r".*vit_|\d+$", "", name)]
+    size = _SIZES[re.sub(r".*vit_|\d+$", "", name)]
     if config.stem is not None:
-        source = "the paper" if name.startswith("r50") else "the authors' later code"
-        return f"hybrid, a ResNet before {word}; {source}"
-    return ", ".join(part for part in (f"{word}; {source}", _PATCHES.get(config.patch[0])) if part)
+        source = "the paper" if name.startswith("r50") else "the authors' code"
+        return f"hybrid of {source}: a ResNet, then {size.split()[0]}"
+    return size + _PATCHES.get(config.patch[0], "")
 
 
 def print_list(rows: list[Facts], *, as_json: bool) -> None:
@@ -214,7 +213,7 @@ def print_import(found: Imported, source: Path, to: Path, *, as_json: bool) -> N
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(
-        f"{to}: {config.name} from {source} ({found.layout} layout), {len(found.state)} tensors, "
+        f"{to}: model {config.name!r} from {source} ({found.layout} layout), {len(found.state)} tensors, "
         f"{facts['parameters']:,} parameters, {by(config.image_size)} px, {config.num_classes} classes"
     )
 
@@ -224,7 +223,7 @@ def print_export(config: ModelConfig, tensors: int, layout: str, out: Path, *, a
         facts = {"schema": 1, "file": str(out), "layout": layout, "config": config.to_dict()}
         print(json.dumps(facts, indent=1))
         return
-    print(f"{out}: {config.name} in {layout} layout, {tensors} tensors, {config.num_classes} classes")
+    print(f"{out}: model {config.name!r} in {layout} layout, {tensors} tensors, {config.num_classes} classes")
 
 
 def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:

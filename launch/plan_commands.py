@@ -101,7 +101,8 @@ def doctor(
 
     Example: vitline doctor configs/demo.yaml --address 10.0.0.1:6379
     """
-    from launch.doctor import Asked, report_json, run_doctor
+    from launch.doctor import run_doctor
+    from launch.doctor_report import Asked, report_json
     from launch.doctor_show import print_report
     from pipeline.config_io import load_config
 

@@ -270,8 +270,8 @@ def _kubectl(argv: tuple[str, ...], directory: Path) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
     if done.returncode != 0:
         raise EnvironmentUnfit(
-            f"{shlex.join(argv)} said: {done.stderr.strip()}",
+            f"{shlex.join(argv)} said: {done.stderr.strip().splitlines()[-1]}; {directory / MAIN} is written",
             "a cluster with the KubeRay operator, and the right to create RayJobs",
-            f"check `kubectl config current-context`; or apply {directory} elsewhere: kubectl apply -k DIR",
+            f"check `kubectl config current-context`; or elsewhere: kubectl apply -k {directory}",
         )
     return done.stdout

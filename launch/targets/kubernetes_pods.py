@@ -64,7 +64,7 @@ def submitter(request: Request, base: str) -> dict[str, Any]:
     container = {
         "name": "ray-job-submitter",
         **_container(request),
-        "resources": {"requests": small, "limits": small},
+        "resources": {"requests": small, "limits": dict(small)},
     }
     spec = {
         **_pod_security(request.cluster.kubernetes.uid),

@@ -21,7 +21,7 @@ from torch import Tensor
 from model.checks import check_known
 from model.config import ModelConfig, ViTConfig
 from model.weights import huggingface, npz, timm, torchvision
-from model.weights.files import read_tensors, write_tensors
+from model.weights.files import read_tensors, write_tensors, written_whole
 from model.weights.infer import config_of
 from model.weights.layout import Facts, convert_in, convert_out
 
@@ -89,14 +89,14 @@ def export_weights(path: str | Path, layout: str, state: Mapping[str, Tensor], c
             "would leave out; adapt the weights to a plain head first, or choose another layout"
         )
     tensors = convert_out(LAYOUTS[layout].entries(config), state)
-    if layout == npz.NAME:
-        arrays: dict[str, Any] = {key: value.cpu().numpy() for key, value in npz.denormalise(tensors).items()}
-        with path.open("wb") as handle:
-            np.savez(handle, **arrays)
-    elif path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         write_tensors(path, tensors, {"format": "pt"})
-    else:
-        torch.save(tensors, path)
+        return
+    with written_whole(path) as beside, beside.open("wb") as handle:
+        if layout == npz.NAME:
+            np.savez(handle, **_arrays(npz.denormalise(tensors)))
+        else:
+            torch.save(tensors, handle)
 
 
 def read_foreign(path: str | Path) -> dict[str, Tensor]:
@@ -126,6 +126,10 @@ def read_foreign(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds {type(content).__name__}, expected a state_dict; save that")
     return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {key: value.cpu().numpy() for key, value in tensors.items()}
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:

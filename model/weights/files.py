@@ -13,7 +13,8 @@ is read or written. Loading never leaves a model half changed.
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +68,18 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], d
 
 
 def write_tensors(path: str | Path, state: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write safetensors in one step: beside the place, flushed, renamed."""
+    """Write safetensors in one step, whole or not at all."""
+    with written_whole(path) as beside:
+        save_file(_apart(state), beside, dict(header))
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A place beside `path` to write to; flushed and renamed to `path` if all went well, removed if not."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        # Clones: safetensors refuses tensors that share memory, such as the slices of a fused matrix.
-        save_file(
-            {key: value.detach().cpu().contiguous().clone() for key, value in state.items()},
-            beside,
-            dict(header),
-        )
+        yield beside
         with beside.open("rb") as handle:
             os.fsync(handle.fileno())
         beside.replace(path)
@@ -87,6 +90,22 @@ def write_tensors(path: str | Path, state: Mapping[str, Tensor], header: Mapping
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU; those that share memory (slices, transposes) are copied, or safetensors
+    refuses.
+    """
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        apart[key] = tensor
+    return apart
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import DataMixture, OrderSettings
+from pipeline.config import DataMixture, DataView, OrderSettings
 from pipeline.data.manifest import digest
 from pipeline.data.order import Order
 from pipeline.data.view import View, open_view
@@ -188,6 +188,8 @@ def _by_part(values: I64, first: I64) -> Iterator[tuple[int, I64, I64]]:
             yield number, mine, values[mine] - first[number]
 
 
-def open_mixture(mixture: DataMixture, root: Path) -> MixedView:
-    """Open what `mixture` describes; see `open_view` for its errors."""
-    return MixedView([open_view(part, root) for part in mixture.parts], mixture.weights)
+def open_data(data: DataView | DataMixture, root: Path) -> AnyView:
+    """Open what `data` describes; see `open_view` for its errors."""
+    if isinstance(data, DataView):
+        return open_view(data, root)
+    return MixedView([open_view(part, root) for part in data.parts], data.weights)

@@ -131,4 +131,6 @@ def _adapt(tag: str, name: str) -> str:
     tag = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", tag)
     for role, colour in COLOURS.items():
         tag = tag.replace(colour, f"var(--{role})")
+    # Matplotlib 3.11 writes font-family, older ones the short form.
+    tag = re.sub(r'font-family: [^;"]*', "font-family: var(--font)", tag)
     return re.sub(r'font: ((?:bold )?[\d.]+px)[^;"]*', r"font: \1 var(--font)", tag)

@@ -117,7 +117,7 @@ def _distance(model: ViT, images_BCHW: Tensor) -> tuple[Drawing, dict[str, Any]]
 def _batches(model: ViT, images_BCHW: Tensor) -> list[Tensor]:
     # A generator would do, but one batch of float pixels is small beside its attention maps.
     device = model.head.weight.device
-    return [normalise(part.to(device)) for part in images_BCHW.split(_BATCH)]
+    return [normalise(part.to(device)) for part in torch.split(images_BCHW, _BATCH)]
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.transfer.cautions import warnings_of
 from pipeline.transfer.cells import Cell, Cost, collect
 from pipeline.transfer.comparable import check_group, marks_of
+from pipeline.transfer.comparison import Comparison, Pair, Row, Verdict
 from pipeline.transfer.statistics import (
-    Interval,
     equivalent,
     holm,
     mcnemar,
@@ -33,87 +33,9 @@ from pipeline.transfer.statistics import (
     wilson,
 )
 
-__all__ = ["Cell", "Comparison", "Cost", "Pair", "Row", "collect", "compare"]
+__all__ = ["Cell", "Comparison", "Cost", "Pair", "Row", "Verdict", "collect", "compare"]
 
 ALPHA = 0.05
-# Fewer seeds are named in every verdict: the choice of seed alone moves results (arXiv 2109.08203).
-ENOUGH_SEEDS = 3
-
-Verdict = Literal["better", "worse", "no difference shown", "equivalent", "not comparable"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One label on one dataset; shares between 0 and 1.
-
-    Args:
-        top1: mean over seeds. top1_by_seed: in the order of `seeds`.
-        interval: Wilson, 95 %, of `top1` on n images; covers the choice of images.
-        seed_interval: t, 95 %, of the mean over seeds; covers the choice of seeds. None for one seed.
-        cost: mean over seeds of all trainings behind a cell. cost_by_stage: the same by stage.
-    """
-
-    dataset: str
-    label: str
-    seeds: tuple[int, ...]
-    n: int
-    top1: float
-    top1_by_seed: tuple[float, ...]
-    interval: Interval
-    seed_interval: Interval | None
-    learning_rates: tuple[float, ...]
-    protocol: str
-    test_fingerprint: str
-    cost: Cost
-    cost_by_stage: dict[str, Cost]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Challenger minus baseline on the images of one dataset; differences in percentage points.
-
-    Args:
-        interval_pp: BCa bootstrap, 95 %, resampled by image; None when the images differ.
-        gained, lost: images that only the challenger, only the baseline gets right (by the mean
-            over seeds: more often, less often).
-        p, test: McNemar for one seed a side, else sign-flip over images. p_holm: over all pairs.
-        seed_p: sign-flip over seeds paired by number; shown, not decisive: at least 2 / 2 ** seeds.
-        intervals_overlap: whether the two Wilson intervals do.
-        marks: why the pair must not be read as a result; empty unless forced.
-    """
-
-    dataset: str
-    challenger: str
-    baseline: str
-    n: int
-    seeds: int
-    delta_pp: float
-    interval_pp: Interval | None
-    gained: int
-    lost: int
-    test: str
-    p: float | None
-    p_holm: float | None
-    seed_p: float | None
-    verdict: Verdict
-    intervals_overlap: bool
-    marks: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Rows and pairs of one comparison; `warnings` are sentences for the reader."""
-
-    baseline: str
-    labels: tuple[str, ...]
-    datasets: tuple[str, ...]
-    rows: tuple[Row, ...]
-    pairs: tuple[Pair, ...]
-    margin_pp: float | None
-    warnings: tuple[str, ...]
-
-    def row(self, dataset: str, label: str) -> Row | None:
-        return next((r for r in self.rows if (r.dataset, r.label) == (dataset, label)), None)
 
 
 def compare(
@@ -151,14 +73,15 @@ def compare(
         for label in labels
         if label != baseline and (dataset, label) in groups and (dataset, baseline) in groups
     ]
+    decided = tuple(_decide(pairs, groups, margin_pp))
     return Comparison(
         baseline=baseline,
         labels=labels,
         datasets=datasets,
         rows=tuple(rows[key] for key in itertools.product(datasets, labels) if key in rows),
-        pairs=tuple(_decide(pairs, groups, margin_pp)),
+        pairs=decided,
         margin_pp=margin_pp,
-        warnings=tuple(_warnings(rows, marks, labels, datasets, baseline)),
+        warnings=tuple(warnings_of(rows, decided, marks, labels, datasets, baseline)),
     )
 
 
@@ -217,6 +140,7 @@ def _pair(challenger: Sequence[Cell], baseline: Sequence[Cell], marks: tuple[str
         test="none: the images differ",
         p=None,
         p_holm=None,
+        seed_deltas_pp=(),
         seed_p=None,
         verdict="not comparable",
         intervals_overlap=rows[0].interval.overlaps(rows[1].interval),
@@ -226,6 +150,7 @@ def _pair(challenger: Sequence[Cell], baseline: Sequence[Cell], marks: tuple[str
         return pair
     by_image = differences(challenger, baseline)
     gained, lost = int(np.count_nonzero(by_image > 0)), int(np.count_nonzero(by_image < 0))
+    seed_deltas = _seed_deltas(rows[0], rows[1])
     single = len(challenger) == len(baseline) == 1
     return replace(
         pair,
@@ -234,15 +159,16 @@ def _pair(challenger: Sequence[Cell], baseline: Sequence[Cell], marks: tuple[str
         lost=lost,
         test="McNemar, exact" if single else "sign-flip over images",
         p=mcnemar(gained, lost) if single else sign_flip(by_image),
-        seed_p=_seed_p(rows[0], rows[1]),
+        seed_deltas_pp=tuple(100 * float(delta) for delta in seed_deltas),
+        seed_p=sign_flip(seed_deltas) if len(seed_deltas) > 1 else None,
     )
 
 
-def _seed_p(challenger: Row, baseline: Row) -> float | None:
+def _seed_deltas(challenger: Row, baseline: Row) -> NDArray[np.float64]:
+    """Float (k,): differences of top-1 for the k seeds that both sides have."""
     first = dict(zip(challenger.seeds, challenger.top1_by_seed, strict=True))
     second = dict(zip(baseline.seeds, baseline.top1_by_seed, strict=True))
-    shared = sorted(first.keys() & second.keys())
-    return sign_flip(np.array([first[s] - second[s] for s in shared])) if len(shared) > 1 else None
+    return np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
 
 
 def _decide(
@@ -268,26 +194,3 @@ def _decide(
                 verdict = "equivalent"
         decided.append(replace(pair, p_holm=p_holm, verdict=verdict))
     return decided
-
-
-def _warnings(
-    rows: dict[tuple[str, str], Row],
-    marks: dict[str, tuple[str, ...]],
-    labels: tuple[str, ...],
-    datasets: tuple[str, ...],
-    baseline: str,
-) -> list[str]:
-    lines = [mark for dataset in datasets for mark in marks[dataset]]
-    few = sorted({len(row.seeds) for row in rows.values() if len(row.seeds) < ENOUGH_SEEDS})
-    if few:
-        lines.append(
-            f"{few[0]} seed{'s' if few[0] > 1 else ''} in at least one cell: "
-            "how much the choice of seed moves a number is hardly known"
-        )
-    cross = itertools.product(datasets, labels)
-    missing = [f"{label} on {dataset}" for dataset, label in cross if (dataset, label) not in rows]
-    if missing:
-        lines.append(f"no result for {', '.join(missing)}")
-    if baseline not in labels:
-        lines.append(f"no result for the baseline {baseline}: nothing was compared")
-    return lines

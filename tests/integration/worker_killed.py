@@ -1,13 +1,15 @@
-"""Helper of test_worker_killed.py: does a job in forked children that are killed at a chosen moment.
+"""Helper of test_worker_killed.py: does jobs in forked children that are killed at chosen moments.
 
-    python worker_killed.py RUN DIGEST MOMENT     one child, killed at the named moment of its second save
-    python worker_killed.py RUN DIGEST N SEED     children killed at random times, N times, then one to the end
+    python worker_killed.py RUN CASES.json      CASES: {digest: moment | [times, seed]}
 
-A fork of a process that has imported PyTorch starts at once. Exit code 0: the children ended as meant.
+A job with a moment is killed there, in its second save, and then done to the end; one with times is
+killed so often at random. A fork of a process that has imported PyTorch starts at once. Exit code 0: all
+children ended as meant.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -19,18 +21,18 @@ from typing import Any
 
 import torch
 
+from pipeline.rundir import RunDir
 from pipeline.train import checkpoint, saving, tensorfile
 from pipeline.train.worker import run
 
 MOMENTS: dict[str, tuple[Any, str]] = {
     "before anything": (saving.Saver, "_prepare"),
-    "in the middle of a file": (tensorfile, "_write_all"),
+    "in the middle of a file": (saving, "write_tensors"),
     "between tensors and index": (saving, "write_atomic"),
     "before the marker": (saving, "write_json"),
     "after the marker": (saving, "retain"),
     "while removing old ones": (checkpoint.shutil, "rmtree"),
 }
-SECOND = {"in the middle of a file": 40}  # calls that belong to the first save
 
 
 def die(*args: object, **options: object) -> None:
@@ -41,22 +43,24 @@ def kill_at(moment: str) -> None:
     """Replace the function that the moment begins with, so that its call in the second save kills."""
     owner, name = MOMENTS[moment]
     real: Callable[..., Any] = getattr(owner, name)
+    deadly = 1 if moment == "while removing old ones" else 2  # nothing is removed before the second save
     calls = 0
 
     def replaced(*args: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        if moment == "in the middle of a file":
-            # A file has a header and many tensors: half of the second file is down when it ends.
-            if args[0] is not None and calls > SECOND[moment]:
-                os.write(args[0], args[1][: len(args[1]) // 2])
-                die()
-            return real(*args, **options)
-        if calls == (1 if moment == "while removing old ones" else 2):
+        if calls == deadly and moment == "in the middle of a file":
+            tensorfile._write_all = write_half_and_die
+        elif calls == deadly:
             die()
         return real(*args, **options)
 
     setattr(owner, name, replaced)
+
+
+def write_half_and_die(descriptor: int, data: memoryview) -> None:
+    os.write(descriptor, data[: len(data) // 2])
+    die()
 
 
 def child(run_dir: Path, digest: str, prepare: Callable[[], None]) -> int:
@@ -70,22 +74,31 @@ def child(run_dir: Path, digest: str, prepare: Callable[[], None]) -> int:
     return os.waitpid(pid, 0)[1]
 
 
-def main() -> int:
-    run_dir, digest = Path(sys.argv[1]), sys.argv[2]
-    if len(sys.argv) == 4:
-        moment = sys.argv[3]
-        status = child(run_dir, digest, lambda: kill_at(moment))
-        return 0 if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else 1
-    chance = random.Random(int(sys.argv[4]))
-    for _ in range(int(sys.argv[3])):
+def kill_once(run_dir: Path, digest: str, moment: str) -> None:
+    status = child(run_dir, digest, lambda: kill_at(moment))
+    assert os.WIFSIGNALED(status), f"{moment}: the child was not killed"
+    job = RunDir(run_dir).job(digest)
+    assert not job.result.exists(), f"{moment}: it was done"
+    assert list(job.checkpoints.glob("*/COMPLETE")), f"{moment}: no complete checkpoint is left"
+
+
+def kill_often(run_dir: Path, digest: str, times: int, seed: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(times):
         after_s = chance.uniform(0.05, 0.8)
         status = child(run_dir, digest, lambda seconds=after_s: threading.Timer(seconds, die).start())
-        if status == 0:
-            break
-        if not os.WIFSIGNALED(status):
-            return 1
-    return child(run_dir, digest, lambda: None)
+        assert status == 0 or os.WIFSIGNALED(status), f"a child failed, seed {seed}"
+
+
+def main() -> None:
+    run_dir = Path(sys.argv[1])
+    for digest, how in json.loads(Path(sys.argv[2]).read_text()).items():
+        if isinstance(how, str):
+            kill_once(run_dir, digest, how)
+        elif how is not None:
+            kill_often(run_dir, digest, *how)
+        assert child(run_dir, digest, lambda: None) == 0, f"{digest} did not end well"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -22,9 +22,10 @@ from model.zoo import create_model
 from pipeline.config import EngineSettings, OptimizerSettings
 from pipeline.errors import TrainingError
 from pipeline.train import zero
+from pipeline.train.average import PolyakAverage
 from pipeline.train.checkpoint import find_checkpoint
 from pipeline.train.engine import create_engine
-from pipeline.train.fragments import shapes
+from pipeline.train.fragments import Fragment, shapes
 from pipeline.train.health import self_test
 from pipeline.train.interface import BatchShape, Engine
 from pipeline.train.loading import load_fragments
@@ -32,6 +33,7 @@ from pipeline.train.saving import Saver
 from pipeline.train.world import World, join_world
 
 BATCH, CLASSES, SIZE = 12, 5, 16
+AVERAGED = 10  # steps that the reference averages over, with decay 0.6
 OPTIMIZERS = {
     "adam": OptimizerSettings(
         name="adam", learning_rate=2e-3, weight_decay=0.1, decay_all=False, clip_norm=0.5
@@ -72,6 +74,7 @@ def reference(optimizer: str, steps: int) -> dict[str, Any]:
     else:
         made = torch.optim.SGD(matrices + others, lr=settings.learning_rate, momentum=settings.momentum)
     losses, norms = [], []
+    averaged = module.head.weight.detach().clone()
     for step in range(steps):
         images, labels, weights = batch_of(step)
         loss = (F.cross_entropy(module(images), labels, reduction="none") * weights).sum() / weights.sum()
@@ -80,7 +83,10 @@ def reference(optimizer: str, steps: int) -> dict[str, Any]:
         norms.append(torch.nn.utils.clip_grad_norm_(module.parameters(), settings.clip_norm or 0.0).item())
         made.step()
         losses.append(loss.item())
-    return {"losses": losses, "norms": norms}
+        if step < AVERAGED:
+            decay = min(0.6, (2 + step) / (11 + step))
+            averaged = decay * averaged + (1 - decay) * module.head.weight.detach()
+    return {"losses": losses, "norms": norms, "average": averaged.flatten().tolist()}
 
 
 def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
@@ -91,31 +97,47 @@ def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
     module = network()
     whole = shapes(module)
     engine = create_engine(module, optimizer, settings, shape, world)
+    average = PolyakAverage(engine.fragments(), case["average"]) if "average" in case else None
     seen: dict[str, Any] = {}
     first = 0
     try:
         if "load" in case:
             checkpoint = find_checkpoint(Path(case["load"]), world, lambda message: None)
             assert checkpoint is not None, f"nothing to load in {case['load']}"
-            load_fragments(checkpoint, engine.fragments(), whole)
+            load_fragments(checkpoint, engine.fragments() + (average.fragments if average else []), whole)
             engine.loaded(checkpoint.record["updates"])
             first = checkpoint.step
         if case.get("linked"):
             seen["linked"] = linked(engine)
-        seen |= run_steps(engine, first, case, shape, world, optimizer.learning_rate)
+        seen |= run_steps(engine, average, first, case, shape, world)
+        if average is not None:
+            seen["average"] = whole_tensor(average.fragments, "head.weight", world)
         if "save" in case:
             saver = Saver(Path(case["save"]), world, 2, lambda: None, lambda event: None)
             record = {"updates": engine.updates, "shapes": {n: list(s) for n, s in whole.items()}}
-            saver.start(first + case["steps"], engine.fragments(), record, {})
+            owned = engine.fragments() + (average.fragments if average else [])
+            saver.start(first + case["steps"], owned, record, {})
             saver.finish()
     finally:
         engine.close()
     return seen
 
 
+def whole_tensor(fragments: list[Fragment], name: str, world: World) -> list[float]:
+    """All elements of one parameter's slices, from all ranks."""
+    mine = [(f.start, f.data.tolist()) for f in fragments if f.name == name]
+    return [x for _, part in sorted(part for rank in world.gather(mine) for part in rank) for x in part]
+
+
 def run_steps(
-    engine: Engine, first: int, case: dict[str, Any], shape: BatchShape, world: World, rate: float
+    engine: Engine,
+    average: PolyakAverage | None,
+    first: int,
+    case: dict[str, Any],
+    shape: BatchShape,
+    world: World,
 ) -> dict[str, Any]:
+    rate = OPTIMIZERS[case.get("optimizer", "adam")].learning_rate
     losses, norms, applied = [], [], []
     for step in range(first, first + case["steps"]):
         images, labels, weights = batch_of(step)
@@ -129,6 +151,8 @@ def run_steps(
             engine.backward(share, last=i == shape.accumulation - 1)
             total += share.item()
         applied.append(engine.step(rate))
+        if average is not None:
+            average.update(engine.updates)
         losses.append(world.sums([total])[0])
         norms.append(engine.grad_norm())
     return {"losses": losses, "norms": norms, "applied": applied, "updates": engine.updates}

@@ -19,6 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("engine_ranks.py")
+PRESETS = sorted((ROOT / "configs" / "deepspeed").glob("*.json"))
 TIMEOUT_S = 200
 FLOAT32 = 1e-5  # relative, on losses and norms; measured: 2e-7
 # bf16 keeps 8 bits of each product: losses of this network differ by 1e-2, measured 2e-3.
@@ -74,16 +75,22 @@ def two(directory: Path) -> Seen:
     def checkpoint(name: str) -> str:
         return str(directory / name)
 
+    saved = {"average": 0.6, "steps": 5}
     stages: list[dict[str, Any]] = [
-        {"name": f"stage {n}", "engine": {"stage": n}, "steps": 5, "save": checkpoint(f"stage-{n}")}
+        {"name": f"stage {n}", "engine": {"stage": n}, **saved, "save": checkpoint(f"stage-{n}")}
         for n in (1, 2, 3)
+    ]
+    presets = [
+        {"name": path.stem, "engine": {"stage": int(path.stem[4]), "deepspeed": json.loads(path.read_text())}}
+        for path in PRESETS
     ]
     return run_world(
         2,
         [
             *stages,
-            {"name": "stage 1 for 10 steps", "steps": 10, "linked": True},
-            {"name": "stage 3 for 10 steps", "engine": {"stage": 3}, "steps": 10},
+            *(preset | {"steps": 3} for preset in presets),
+            {"name": "stage 1 for 10 steps", "steps": 10, "linked": True, "average": 0.6},
+            {"name": "stage 3 for 10 steps", "engine": {"stage": 3}, "steps": 10, "average": 0.6},
             {"name": "stage 1 in 3 parts", "accumulation": 3, "steps": 5},
             {"name": "stage 2 in 2 parts", "engine": {"stage": 2}, "accumulation": 2, "steps": 5},
             {"name": "stage 3 in 3 parts", "engine": {"stage": 3}, "accumulation": 3, "steps": 5},
@@ -95,7 +102,7 @@ def two(directory: Path) -> Seen:
             {"name": "poisoned stage 3", "engine": {"stage": 3}, "poison": 2, "steps": 5},
             {"name": "1 to 1", "steps": 5, "load": checkpoint("stage-1")},
             {"name": "3 to 3", "engine": {"stage": 3}, "steps": 5, "load": checkpoint("stage-3")},
-            {"name": "1 to 3", "engine": {"stage": 3}, "steps": 5, "load": checkpoint("stage-1")},
+            {"name": "1 to 3", "engine": {"stage": 3}, **saved, "load": checkpoint("stage-1")},
             {"name": "3 to 2", "engine": {"stage": 2}, "steps": 5, "load": checkpoint("stage-3")},
             {
                 "name": "sgd 1 to 3",
@@ -221,6 +228,16 @@ def test_one_rank_continues_what_two_began(one: Seen, name: str, first: int) -> 
 @pytest.mark.parametrize("name", ["1 to 3", "plain to 1"])
 def test_four_ranks_continue_what_fewer_began(four: Seen, name: str) -> None:
     check(four, name, first=5)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_equals_a_bare_loop(two: Seen, path: Path) -> None:
+    check(two, path.stem)
+
+
+@pytest.mark.parametrize("name", ["stage 1 for 10 steps", "stage 3 for 10 steps", "1 to 3"])
+def test_the_average_is_that_of_whole_weights_at_every_stage_and_after_resuming(two: Seen, name: str) -> None:
+    assert two[name]["average"] == pytest.approx(two["adam"]["average"], rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["poisoned", "poisoned stage 3"])

@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.flops import count_parameters, describe, macs, training_exaflops
+from model.flops import Conv, count_parameters, describe, macs, training_exaflops
+from model.resnet import pad_same
 from model.vit import ViT
 from model.zoo import build, model_config
 
@@ -151,6 +153,26 @@ def test_exaflops_reproduce_table_6(name: str, epochs: int, printed: int, within
 def test_without_taps_on_padding_the_resnets_fit_table_6(name: str, printed: int) -> None:
     config = model_config(name, num_classes=1000)
     assert 6 * macs(config, padding_counts=False) * 303e6 * 7 / 1e18 == pytest.approx(printed, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "exaflops"),
+    [("r50_vit_b32", 105.8), ("r50_vit_b16", 272.5), ("r50_vit_l32", 245.2), ("r50_vit_l16", 832.5)],
+)
+def test_taps_on_the_stems_lopsided_padding_are_found(name: str, exaflops: float) -> None:
+    config = model_config(name, num_classes=1000)
+    counted = 6 * macs(config, padding_counts=False) * 303e6 * 7 / 1e18
+    assert counted == pytest.approx(exaflops, abs=0.06)
+
+
+def test_taps_are_those_that_a_convolution_of_ones_sees() -> None:
+    for same, size, kernel, stride in ((True, (9, 14), 7, 2), (True, (8, 5), 3, 2), (False, (9, 14), 7, 2)):
+        conv = Conv(1, 1, kernel, stride, size, same)
+        ones = torch.ones(1, 1, *size)
+        padded = pad_same(ones, kernel, stride) if same else F.pad(ones, (kernel // 2,) * 4)
+        seen = F.conv2d(padded, torch.ones(1, 1, kernel, kernel), stride=stride)
+        assert conv.macs(padding_counts=False) == int(seen.sum())
+        assert conv.output_size() == tuple(seen.shape[2:])
 
 
 def counted_by_torch(name: str, image_size: tuple[int, int], **options: object) -> int:

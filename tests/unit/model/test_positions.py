@@ -75,6 +75,13 @@ def test_default_resizing_is_scipys_linear_zoom_with_the_class_row_untouched() -
     np.testing.assert_allclose(resized[0, 1:].view(6, 7, 5).numpy(), zoomed, atol=1e-5)
 
 
+def test_rectangles_keep_rows_and_columns_apart() -> None:
+    table = noise(1, 3 * 5, 4)
+    resized = resize_positions(table, (3, 5), (6, 7), has_class_token=False)
+    zoomed = ndimage.zoom(table[0].view(3, 5, 4).numpy(), (2, 7 / 5, 1), order=1)
+    np.testing.assert_allclose(resized[0].view(6, 7, 4).numpy(), zoomed, atol=1e-5)
+
+
 @pytest.mark.parametrize("rule", RESIZE_RULES)
 def test_each_rule_is_its_own_and_keeps_a_constant(rule: str) -> None:
     table = noise(9, 3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig
+from model.weights import files as files_module
 from model.weights.exchange import LAYOUTS, export_weights, import_weights, read_foreign
 from model.weights.huggingface import config_json
 from model.zoo import build, model_config
@@ -110,6 +111,24 @@ def test_a_failed_export_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 missing: norm.bias"):
         export_weights(tmp_path / "w.npz", "npz", state, small())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("layout", "suffix"), [("npz", ".npz"), ("timm", ".pth"), ("timm", ".safetensors")])
+def test_an_export_that_fails_half_way_leaves_the_old_file(
+    layout: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, path = small(), tmp_path / f"w{suffix}"
+    export_weights(path, layout, build(config).state_dict(), config)
+    before = path.read_bytes()
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files_module.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        export_weights(path, layout, build(config).state_dict(), config)
+    assert path.read_bytes() == before
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
 def test_files_of_nobody_are_refused(tmp_path: Path) -> None:

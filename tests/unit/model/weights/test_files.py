@@ -36,10 +36,12 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 def test_views_and_shared_memory_are_saved_as_they_look(tmp_path: Path) -> None:
     fused = torch.arange(12.0).view(6, 2)
-    save_weights(tmp_path / "w.safetensors", {"a": fused[:3], "b": fused[3:], "c": fused.t()}, {})
+    state = {"a": fused[:3], "b": fused[3:], "c": fused.t(), "d": fused, "e": fused}
+    save_weights(tmp_path / "w.safetensors", state, {})
     loaded, _, _ = load_weights(tmp_path / "w.safetensors")
     assert torch.equal(loaded["b"], fused[3:])
     assert torch.equal(loaded["c"], fused.t())
+    assert torch.equal(loaded["e"], fused)
 
 
 def test_any_reader_of_safetensors_finds_tensors_and_header(tmp_path: Path) -> None:
@@ -65,6 +67,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         save_weights(path, {"a": torch.ones(2)}, {})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["w.safetensors"]
+
+
+def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {"a": torch.zeros(2)}, {})
+    before = path.read_bytes()
+    with path.open("rb") as reader:
+        save_weights(path, {"a": torch.ones(2)}, {})
+        assert reader.read() == before
+    assert load_weights(path)[0]["a"].tolist() == [1.0, 1.0]
 
 
 def test_foreign_newer_damaged_and_absent_files_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -186,6 +189,30 @@ def test_threads_of_torch_are_left_alone(train_view: View) -> None:
     before = torch.get_num_threads()
     _train(train_view, threads=2, steps=2)
     assert torch.get_num_threads() == before
+
+
+def test_memory_stays_flat_over_epochs(glyphs: Path) -> None:
+    """In a process of its own: from the 4th to the 24th epoch the peak grows by less than 4 MiB."""
+    code = f"""
+        import resource
+        from pathlib import Path
+        from pipeline.config import AugmentSettings, DataView, OrderSettings
+        from pipeline.data.loader import TrainLoader
+        from pipeline.data.view import open_view
+        view = open_view(DataView(path=".", split="train"), Path({str(glyphs)!r}))
+        with TrainLoader(
+            view, batch=26, image_size=64, augment=AugmentSettings(), order=OrderSettings(), seed=0,
+            threads=2, bad_samples=0, rank=0, world=1, steps=5 * 24,
+        ) as loader:
+            for batch in loader:
+                if batch.step in (19, 119):
+                    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    early, late = (int(kib) for kib in run.stdout.split())
+    assert late - early < 4 * 1024
 
 
 def test_waiting_is_measured(train_view: View) -> None:

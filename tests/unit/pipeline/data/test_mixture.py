@@ -22,7 +22,7 @@ from pipeline.config import (
 from pipeline.data.assemble import Batch
 from pipeline.data.describe import describe_batch
 from pipeline.data.loader import TrainLoader
-from pipeline.data.mixture import CYCLE, MixedView, Strides, open_mixture
+from pipeline.data.mixture import CYCLE, MixedView, Strides, open_data
 from pipeline.data.view import open_view
 from pipeline.data.write import prepare
 
@@ -59,7 +59,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _open(root: Path, weights: tuple[float, ...] = (2, 1)) -> MixedView:
     parts = tuple(DataView(path=name, split="train") for name in ("a", "b"))
-    return open_mixture(DataMixture(parts=parts, weights=weights), root)
+    view = open_data(DataMixture(parts=parts, weights=weights), root)
+    assert isinstance(view, MixedView)
+    return view
 
 
 def _train(root: Path, world: int = 1, threads: int = 1, first: int = 0, **augment: float) -> list[Batch]:
@@ -121,6 +123,6 @@ def test_equal_class_names_are_one_class(root: Path) -> None:
     settings = DigitsSource(source="digits", image_size=16)
     prepare(settings, root / "digits")
     part = DataView(path="digits", split="train")
-    view = open_mixture(DataMixture(parts=(part, part), weights=(1, 1)), root)
+    view = open_data(DataMixture(parts=(part, part), weights=(1, 1)), root)
     assert view.num_classes == 10
     assert np.array_equal(view.labels()[:1198], view.labels()[1198:])

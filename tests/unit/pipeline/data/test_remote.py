@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import re
 import socket
@@ -194,10 +195,10 @@ def _remote_dataset(tmp_path: Path, web: Path, url: str) -> None:
 
 def _loader(root: Path, path: str, **more: int) -> TrainLoader:
     view = open_view(DataView(path=path, split="train"), root)
-    given = {"rank": 0, "world": 1, "threads": 2} | more
+    given = {"rank": 0, "world": 1, "threads": 2, "steps": 10} | more
     return TrainLoader(
         view, batch=24, image_size=24, augment=AugmentSettings(), order=OrderSettings(lanes=6, window=9),
-        seed=5, bad_samples=0.001, steps=10, **given,
+        seed=5, bad_samples=0.001, **given,
     )  # fmt: skip
 
 
@@ -238,6 +239,24 @@ def test_ranks_of_a_node_download_each_chunk_once(server: Server, tmp_path: Path
         for step, batch in enumerate(loader):
             assert torch.equal(batch.images, torch.cat([batches[step].images for batches in together]))
     assert sum(server.bytes_sent.values()) == sent
+
+
+def test_more_nodes_read_hardly_more(server: Server, tmp_path: Path) -> None:
+    """Each rank on a node of its own, with its own cache: together they read an epoch about once."""
+    _remote_dataset(tmp_path, tmp_path / "web", server.url)
+    manifest = json.loads((tmp_path / "far/manifest.json").read_text())
+    server.bytes_sent.clear()
+    for rank in range(3):
+        manifest["cache"]["directory"] = str(tmp_path / f"node{rank}")
+        (tmp_path / "far/manifest.json").write_text(json.dumps(manifest))
+        with _loader(tmp_path, "far", rank=rank, world=3, steps=5) as loader:
+            list(loader)
+    chunk = max(path.stat().st_size for path in (tmp_path / "node0").glob("??/*.chunk"))
+    size = sum(path.stat().st_size for path in (tmp_path / "web").glob("train-*"))
+    # Lanes share a chunk at their cuts, and a window's cut splits one: 6 lanes of 20 in windows of 9.
+    assert sum(server.bytes_sent.values()) <= size + 6 * 3 * chunk
+    alone = sum(path.stat().st_size for path in (tmp_path / "node0").glob("??/*.chunk"))
+    assert alone < 0.75 * size
 
 
 def test_a_chunk_that_was_changed_ends_by_name(

@@ -35,6 +35,11 @@ def test_held_out_takes_the_same_share_of_each_class(labels: np.ndarray, seed: i
         assert abs(held[labels == label].sum() - share * count) <= 2
 
 
+def test_large_and_small_classes_give_the_same_share() -> None:
+    labels = np.repeat([0, 1, 2], [500, 50, 10])
+    assert np.bincount(labels[held_out(labels, 0.2, 0, "f")]).tolist() == [100, 10, 2]
+
+
 def test_draws_depend_on_seed_and_fingerprint() -> None:
     labels = np.repeat(np.arange(5), 40)
     first = subset(labels, 50, 0, "f")

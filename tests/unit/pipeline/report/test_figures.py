@@ -20,7 +20,8 @@ def test_a_drawing_is_one_element_in_the_readers_colours_and_font() -> None:
     assert svg.endswith("</svg>")
     assert 'role="img" aria-label="A line" style="width:min(100%,288px)"' in svg
     assert "var(--s1)" in svg
-    assert "px var(--font)" in svg
+    assert "var(--font)" in svg
+    assert "DejaVu" not in svg
     assert "<style" not in svg
     assert "<metadata" not in svg
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from dataclasses import replace
 
 import pytest
@@ -39,11 +41,8 @@ def test_a_pair_that_must_not_be_compared_has_no_interval() -> None:
 def test_names_of_near_points_are_moved_apart() -> None:
     cells = [cell for name in "abcdefgh" for cell in two_sides(40, 10, 120, 30, dataset=f"set-{name}")]
     svg = plots.compute(compare(cells)).svg
-    heights = []
-    for name in "abcdefgh":
-        before = svg[: svg.index(f">set-{name}<")]
-        heights.append(float(before[before.rindex("translate(") :].split()[1].rstrip(")").split(")")[0]))
-    gaps = [abs(a - b) for a, b in zip(heights, heights[1:], strict=False)]
+    heights = [float(re.findall(rf'y="([\d.]+)"[^>]*>set-{name}<', svg)[0]) for name in "abcdefgh"]
+    gaps = [abs(first - second) for first, second in itertools.pairwise(heights)]
     assert min(gaps) > 8  # points; the text is 8 high
 
 

@@ -144,3 +144,16 @@ def test_the_baseline_is_a_label() -> None:
     (pair,) = compare(two_sides(40, 10, 120, 30), baseline="pretrained").pairs
     assert (pair.challenger, pair.delta_pp) == ("scratch", pytest.approx(-15.0))
     assert pair.verdict == "worse"
+
+
+def test_seeds_that_contradict_a_verdict_are_named() -> None:
+    first, second = two_sides(40, 4, 126, 30)
+    # The other seed of each side: scratch a little ahead.
+    third, fourth = (replace(cell, seed=1) for cell in two_sides(4, 6, 160, 30))
+    result = compare([first, second, third, fourth])
+    (pair,) = result.pairs
+    assert pair.verdict == "better"
+    assert pair.seed_deltas_pp == (pytest.approx(18.0), pytest.approx(-1.0))
+    assert any("its seeds do not agree: +18.0, -1.0 pp" in line for line in result.warnings)
+    agreeing = compare([first, second, replace(first, seed=1), replace(second, seed=1)])
+    assert not any("do not agree" in line for line in agreeing.warnings)
