@@ -20,6 +20,14 @@ class TargetName(StrEnum):
     kubernetes = "kubernetes"
 
 
+class Preflight(StrEnum):
+    """How much `vitline doctor` looks at before the run."""
+
+    full = "full"
+    quick = "quick"
+    off = "off"
+
+
 class Role(StrEnum):
     """What a node is in its cluster."""
 
@@ -91,6 +99,9 @@ def node(
     overrides: Overrides = None,
     role: Annotated[Role, typer.Option(help="auto: node 0 is the head")] = Role.auto,
     nodes: Annotated[int, typer.Option(min=1, help="of the whole cluster", envvar="SLURM_JOB_NUM_NODES")] = 1,
+    min_nodes: Annotated[
+        int | None, typer.Option(min=1, help="go on while so many are alive; default: all")
+    ] = None,
     index: Annotated[int, typer.Option(min=0, help="of this node", envvar="SLURM_NODEID")] = 0,
     job: Annotated[
         str, typer.Option(help="name of this start; ports follow from it", envvar="SLURM_JOB_ID")
@@ -102,6 +113,9 @@ def node(
     ] = None,
     cpus: Annotated[int | None, typer.Option(min=0, help="that Ray may use here; default: Ray looks")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="that Ray may use here; default: Ray looks")] = None,
+    preflight: Annotated[
+        Preflight | None, typer.Option(help="checks of all nodes before the run; default: quick with several")
+    ] = None,
     join_timeout: Annotated[float, typer.Option(min=1, help="seconds until all nodes are there")] = 600,
 ) -> None:
     """Be one node of a cluster made for this run; node 0 drives it. Every node runs the same command.
@@ -120,15 +134,27 @@ def node(
         raise UserError("no --job", "one name for this start, the same on all nodes", "give --job")
     run = run_dir_of(load_config(config, overrides or [])).path.resolve()
     started = Node(
-        run=(str(config), *(overrides or [])),
+        preflight=_preflight(
+            preflight or (Preflight.quick if nodes > 1 else Preflight.off), config, overrides
+        ),
+        driver=(sys.executable, "-m", "launch", "run", str(config), *(overrides or [])),
         launch=run / "launch",
         meet=(meet or run / "launch" / f"node-{job or 'here'}").resolve(),
         job=job or f"here-{run}",
         index=index,
         nodes=nodes,
+        min_nodes=min(min_nodes or nodes, nodes),
         hosts=tuple(host for host in hosts.split(",") if host),
         cpus=cpus,
         gpus=gpus,
         join_timeout_s=join_timeout,
     )
     raise typer.Exit(run_node(started))
+
+
+def _preflight(extent: Preflight, config: Path, overrides: list[str] | None) -> tuple[str, ...]:
+    """Command line of the checks; the address is added when the cluster is there."""
+    if extent is Preflight.off:
+        return ()
+    quick = ("--quick",) if extent is Preflight.quick else ()
+    return (sys.executable, "-m", "launch", "doctor", str(config), *(overrides or []), *quick)

@@ -7,8 +7,6 @@ model_facts.py. Results go to stdout, everything else to stderr.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,10 +116,9 @@ def import_command(
             num_classes=num_classes,
             **_options(options),
         )
-        with _new_file(to, file) as partial:
-            save_weights(
-                partial, found.state, found.config.to_dict(), {"source": file.name, "layout": found.layout}
-            )
+        _make_room(to, file)
+        header = {"source": file.name, "layout": found.layout}
+        save_weights(to, found.state, found.config.to_dict(), header)
     print_import(found, file, to, as_json=as_json)
 
 
@@ -142,6 +139,7 @@ def export_command(
     from model.weights.exchange import export_weights
     from model.weights.files import load_weights
     from model.weights.layout import as_vit
+    from pipeline.rundir import write_json
 
     with one_message(
         "a weights file whose model the layout has a place for",
@@ -149,13 +147,11 @@ def export_command(
     ):
         state, values, _ = load_weights(_ours(file))
         config = config_from_dict(values)
-        with _new_file(out, file) as partial:
-            export_weights(partial, layout, state, config)
+        _make_room(out, file)
+        export_weights(out, layout, state, config)
         if layout == huggingface.NAME:
-            beside = out.with_name("config.json")
-            text = json.dumps(huggingface.config_json(as_vit(config, layout)), indent=1) + "\n"
-            with _new_file(beside, file) as partial:
-                partial.write_text(text)
+            # Its readers need this beside the weights.
+            write_json(out.with_name("config.json"), huggingface.config_json(as_vit(config, layout)))
     print_export(config, len(state), layout, out, as_json=as_json)
 
 
@@ -170,9 +166,10 @@ def inspect_command(
 ) -> None:
     """Draw what a model attends to and what its patch filters and positions have learned.
 
-    Writes, after the paper's Figures 6, 7, 10 and 11: rollout.png (where the output looks, in up to 24 of
-    the images), filters.png, positions.png, distance.png (how far each head looks), and insight.json with
-    the numbers. The paper measured distances over 128 images.
+    After the paper's Figures 6, 7, 10 and 11: rollout.png (where the output
+    looks, in up to 24 of the images), filters.png, positions.png,
+    distance.png (how far each head looks), and insight.json with the numbers.
+    The paper measured distances over 128 images.
 
     Example: vitline model inspect weights.safetensors photos/*.jpg --out insight
     """
@@ -274,18 +271,11 @@ def _options(pairs: list[str] | None) -> dict[str, Any]:
     return chosen
 
 
-@contextmanager
-def _new_file(path: Path, source: Path) -> Iterator[Path]:
-    """A place beside `path` to write to, which takes its name at the end; never that of `source`."""
+def _make_room(path: Path, source: Path) -> None:
+    """The directory for `path`, which must not be the file that it is made from."""
     if path.exists() and source.exists() and path.samefile(source):
         raise ValueError(f"{path} would replace the file it is made from; choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{secrets.token_hex(4)}.partial{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _note(text: str) -> None:

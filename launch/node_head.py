@@ -15,6 +15,7 @@ from launch.node_meet import (
     Signals,
     alive,
     alive_file,
+    stop_before_start,
     wait_until,
     write_exit,
 )
@@ -39,7 +40,9 @@ def run_head(node: Node, signals: Signals, temp: Path) -> int:
         node_ray.make_token(Path(os.environ["RAY_AUTH_TOKEN_PATH"]))
         address = _start_head(node, signals, temp, children)
         _wait_for_nodes(node, signals, children)
-        code, reason = _drive(node, signals, address, children)
+        code = _check_nodes(node, signals, address, children) if node.preflight else 0
+        if code == 0:
+            code, reason = _drive(node, signals, address, children)
     except VitlineError as error:
         code, reason = error.exit_code, str(error)
         raise
@@ -74,21 +77,35 @@ def _wait_for_nodes(node: Node, signals: Signals, children: list[Child]) -> None
     watch = Child(argv, node.meet / "watch.log", node_ray.ray_environment())
     children.append(watch)
 
+    deadline = time.monotonic() + node.join_timeout_s - 2 * POLL_S
+
     def joined() -> bool:
         if watch.poll() is not None:
             raise EnvironmentUnfit(
                 f"the count of nodes ended: {watch.tail()}", "a head that answers", f"see {node.log}"
             )
-        return alive(node) >= node.nodes
+        # Those that are late may still come; the gang takes them in when it is made anew.
+        return alive(node) >= (node.nodes if time.monotonic() < deadline else node.min_nodes)
 
     wait_until(node, signals, joined, ray, "", missing=True)
+
+
+def _check_nodes(node: Node, signals: Signals, address: str, children: list[Child]) -> int:
+    """Exit code of the checks, which say themselves what is wrong."""
+    checks = Child([*node.preflight, "--address", address], None, node_ray.ray_environment())
+    children.append(checks)
+    while (code := checks.poll()) is None:
+        stop_before_start(signals)
+        time.sleep(POLL_S)
+    children.remove(checks)
+    return code
 
 
 def _drive(node: Node, signals: Signals, address: str, children: list[Child]) -> tuple[int, str]:
     """The driver as a child; its exit code and, where it was not the driver's own end, the reason."""
     ray, watch = children
-    argv = [sys.executable, "-m", "launch", "run", *node.run, "--address", address]
-    started = time.monotonic()
+    argv = [*node.driver, "--address", address]
+    started, started_with = time.monotonic(), alive(node)
     driver = Child(argv, None, node_ray.ray_environment())
     children.append(driver)
     lost_since: float | None = None
@@ -105,12 +122,12 @@ def _drive(node: Node, signals: Signals, address: str, children: list[Child]) ->
             return code, ""
         if ray.poll() is not None or watch.poll() is not None:
             return _abandon(driver, f"Ray's head ended; see {node.log}")
-        if alive(node) >= node.nodes:
+        if alive(node) >= node.min_nodes:
             lost_since = None
         else:
             lost_since = lost_since or time.monotonic()
             if time.monotonic() - lost_since > _LOST_CONFIRM_S:
-                return _abandon(driver, f"{node.nodes - alive(node)} of {node.nodes} nodes were lost")
+                return _abandon(driver, f"{started_with - alive(node)} of {started_with} nodes were lost")
         time.sleep(POLL_S)
 
 

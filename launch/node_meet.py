@@ -4,6 +4,7 @@ MEET/head.json            address of Ray's head; written once it answers
      worker-00001.json    this node has found the head
      alive.json           how many nodes Ray counts (launch/node_watch.py)
      ray-00000.log        of each node's `ray start`
+     stop                 somebody, as a batch shell, asks the run to stop in order
      exit_code            the driver's; the signal for all nodes to end
 """
 
@@ -27,11 +28,13 @@ POLL_S = 0.5
 class Node:
     """What one node knows at its start."""
 
-    run: tuple[str, ...]  # the driver's arguments after `vitline run`
+    driver: tuple[str, ...]  # command line of the driver; the cluster's address is added to it
+    preflight: tuple[str, ...]  # the same, of the checks before it; empty for none
     meet: Path
     job: str
     index: int
     nodes: int
+    min_nodes: int  # with fewer the run cannot go on
     hosts: tuple[str, ...]  # names of all nodes, the head first; may be empty for one node
     cpus: int | None
     gpus: int | None
@@ -44,10 +47,11 @@ class Node:
 
 
 class Signals:
-    """Which signals have come: the loops look, nothing happens inside a handler."""
+    """Which signals have come, MEET/stop among them: the loops look, nothing happens inside a handler."""
 
-    def __init__(self) -> None:
-        self.new: list[int] = []
+    def __init__(self, stop_file: Path) -> None:
+        self._file: Path | None = stop_file
+        self._new: list[int] = []
         self.stop = False
 
     def __enter__(self) -> Signals:
@@ -60,11 +64,15 @@ class Signals:
             signal.signal(number, signal.SIG_DFL)
 
     def _note(self, number: int, frame: object) -> None:
-        self.new.append(number)
+        self._new.append(number)
         self.stop = True
 
     def take(self) -> list[int]:
-        taken, self.new = self.new, []
+        """Those since the last call."""
+        if self._file is not None and self._file.exists():
+            self._file = None
+            self._note(signal.SIGUSR1, None)
+        taken, self._new = self._new, []
         return taken
 
 
@@ -134,5 +142,6 @@ def _who_is_missing(node: Node) -> str:
 
 
 def stop_before_start(signals: Signals) -> None:
+    signals.take()
     if signals.stop:
         raise StopRequested("a signal came before the driver started", "a started run", "submit it again")

@@ -140,7 +140,12 @@ def _ray_start(arguments: Sequence[str], ip: str, job: str, temp: Path, log: Pat
 
 def ray_environment() -> dict[str, str]:
     """Variables that our Ray processes and drivers run with, unless the user set them."""
-    wanted = {**RAY_ENVIRONMENT, "RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
+    wanted = {
+        **RAY_ENVIRONMENT,
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+        # Nothing is left to drain when we stop Ray; the default waits 30 s for that.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
@@ -193,11 +198,16 @@ def free_port(ip: str, preferred: int) -> int:
 def address_towards(host: str) -> str:
     """This machine's IP as `host` would see it: that of the interface on the way there.
 
-    The machine's own name is no guide: many resolve theirs to a loopback address.
+    The machine's own name is the second choice: many resolve theirs to a loopback address. It is taken
+    where `host` is a name of the scheduler's that the network does not know.
     """
+    try:
+        target = socket.gethostbyname(host)
+    except OSError:
+        target = socket.gethostbyname(socket.gethostname())
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         # A datagram socket sends nothing when it connects.
-        probe.connect((socket.gethostbyname(host), 9))
+        probe.connect((target, 9))
         return str(probe.getsockname()[0])
 
 

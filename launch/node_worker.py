@@ -17,6 +17,8 @@ from pipeline.rundir import read_json, write_json
 
 # How long a worker whose Ray has ended waits for the head's verdict.
 _VERDICT_S = LOST_GRACE_S + 60.0
+# How long it waits for the head to clear up once it has its verdict.
+_HEAD_GONE_S = 20.0
 
 
 def run_worker(node: Node, signals: Signals, temp: Path) -> int:
@@ -28,9 +30,14 @@ def run_worker(node: Node, signals: Signals, temp: Path) -> int:
     resources = node_ray.resource_arguments(node.cpus, node.gpus)
     ray = node_ray.start_worker(address, ip, node.job, temp, node.log, resources)
     try:
-        return _follow_head(node, signals, ray)
+        code = _follow_head(node, signals, ray)
     finally:
         ray.stop()
+    # The head goes first: srun ends all other tasks with the first that fails.
+    deadline = time.monotonic() + _HEAD_GONE_S
+    while node_ray.answers(address) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return code
 
 
 def _find_head(node: Node, signals: Signals) -> str | int:

@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.targets import kubernetes, local, ray_jobs, slurm
@@ -64,11 +64,13 @@ def launch(
         Busy: a driver runs already.
     """
     target = TARGETS[name]
+    if out is not None and out != "-":
+        request = replace(request, out=Path(out).resolve())
     rendered = target.render(request)
     if out == "-":
         sys.stdout.write(rendered.files[rendered.main])
         return 0
-    directory = Path(out).resolve() if out else request.launch
+    directory = request.files
     _write(directory, rendered)
     for note in rendered.notes:
         print(f"note: {note}", file=sys.stderr)

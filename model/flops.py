@@ -8,7 +8,6 @@ backward of twice that). How well this fits the printed values is in docs/result
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
 import torch
 from torch import nn
@@ -85,27 +84,6 @@ def training_exaflops(
 ) -> float:
     """1e18 floating-point operations of training on `images` images (size of the data set x epochs)."""
     return FLOPS_PER_MAC * FORWARD_AND_BACKWARD * macs(config, image_size) * images / 1e18
-
-
-def describe(config: ModelConfig) -> dict[str, Any]:
-    """What a person asks about a model first, as plain JSON types; nothing is allocated."""
-    kind: dict[str, Any] = {"kind": "ResNet", "features": config.feature_width}
-    if isinstance(config, ViTConfig):
-        kind = {
-            "kind": "hybrid" if config.stem is not None else "ViT",
-            "features": config.feature_width,
-            "grid": list(config.grid),
-            "tokens": config.num_tokens,
-        }
-    return {
-        "name": config.name,
-        **kind,
-        "parameters": count_parameters(config),
-        "parameters_without_head": count_parameters(config, head=False),
-        "macs_per_image": macs(config),
-        "exaflops_per_billion_images": training_exaflops(config, 1e9),
-        "config": config.to_dict(),
-    }
 
 
 def _vit_macs(config: ViTConfig) -> int:

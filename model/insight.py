@@ -10,47 +10,12 @@ and columns of the grid.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.interface import ImageModel
 from model.vit import ViT
-
-
-@dataclass(frozen=True, slots=True)
-class Insight:
-    """Everything this module knows of a model and some images; None where a model has no such thing."""
-
-    rollout_BRS: Tensor  # attention from the output to each patch
-    mask_BHW: Tensor  # the same over the image's pixels, in [0, 1]
-    distance_Lh: Tensor  # mean attention distance of each head, pixels
-    filters_K3PP: Tensor | None  # principal components of the patch filters, the first K
-    filter_shares_K: Tensor | None  # their shares of the variance
-    similarity_RSRS: Tensor | None  # of the positions at the stem
-
-
-def inspect_model(model: ImageModel, x_BCHW: Tensor, filters: int = 28) -> Insight:
-    """All figures at once for normalised images (B, 3, H, W), in evaluation mode; the old mode is restored.
-
-    Raises ValueError for a ResNet, which has no attention.
-    """
-    if not isinstance(model, ViT):
-        raise ValueError(
-            f"model {model.config.name!r} has no attention to look into; choose a Vision Transformer"
-        )
-    config, training = model.config, model.training
-    model.eval()
-    paths_BRS = rollout(model, x_BCHW)
-    mask_BHW = rollout_mask(paths_BRS, config.image_size, blur=config.stem_stride * config.patch[0])
-    distance_Lh = attention_distance(model, torch.split(x_BCHW, 8))
-    model.train(training)
-    count = min(filters, *model.embedding.patch.weight.flatten(1).shape)
-    components, shares = patch_filters(model, count) if config.stem is None else (None, None)
-    similarity = position_similarity(model) if model.positions.acts_at(0) else None
-    return Insight(paths_BRS, mask_BHW, distance_Lh, components, shares, similarity)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from model.checks import check_known
 from model.config import ViTConfig
 from model.initialise import init_parameters
+from model.interface import Gather
 from model.vit import ViT
 
 Target = Literal["mean_colour", "thumbnail", "pixels"]
@@ -91,12 +92,21 @@ class MaskedPatchModel(nn.Module):
         predictions_BNO: Tensor = self.prediction_head(self.backbone.norm(encoded_BTD[:, lead:]))
         return predictions_BNO
 
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The backbone's blocks, for an engine that compiles them one by one."""
+        return self.backbone.blocks
+
+    def set_activation_checkpointing(self, on: bool) -> None:
+        """As `ImageModel.set_activation_checkpointing`."""
+        self.backbone.set_activation_checkpointing(on)
+
+    def init_weights(self, generator: torch.Generator | None = None, gather: Gather | None = None) -> None:
         """Fresh weights for backbone, mask embedding and prediction head; see `ImageModel.init_weights`."""
-        self.backbone.init_weights(generator)
+        self.backbone.init_weights(generator, gather)
         mine = nn.ModuleDict({"prediction_head": self.prediction_head})
         mine.register_parameter("mask_token", self.mask_token)
-        init_parameters(mine, self.backbone.config, generator, None)
+        init_parameters(mine, self.backbone.config, generator, gather)
 
     def loss_sum(
         self, predictions_BNO: Tensor, x_BCHW: Tensor, corruption: Corruption, weight_B: Tensor | None = None

@@ -152,9 +152,11 @@ class Cursor:
         parent = self.parent
         if event["state"] == "started":
             self.commands += 1
-            self.version, self.commit = (str(event.get(key) or "") for key in ("version", "commit"))
+            self.version = str(event.get("version") or "")
+            self.commit = str(event.get("commit") or "")
         parent.started = parent.started or event["time"]
-        parent.state = {"started": "running", "finished": "done"}.get(event["state"], event["state"])
+        state = str(event["state"])
+        parent.state = {"started": "running", "finished": "done"}.get(state, state)
         parent.time = event["time"]
         # Jobs do not outlive the driver that started them, even one that was killed and said nothing.
         for job in self.jobs.values():

@@ -97,8 +97,15 @@ def _check(request: Request) -> None:
         )
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Writes what stands twice twice: anchors are hard to read and to patch."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def _dump(value: dict[str, Any]) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(value, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _config_map(request: Request, base: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ SCRIPT = "run.sh"
 
 
 def render(request: Request) -> Rendered:
-    argv = ["vitline", "run", str(request.launch / CONFIG)]
+    argv = ["vitline", "run", str(request.files / CONFIG)]
     script = (
         "#!/bin/sh\n"
         "# Does what `vitline launch local` did; finished work is skipped.\n"

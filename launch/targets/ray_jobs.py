@@ -37,7 +37,7 @@ def render(request: Request) -> Rendered:
         *("ray", "job", "submit", f"--address={ray.dashboard}", f"--submission-id={submit_id}", "--no-wait"),
         f"--entrypoint-num-cpus={ray.driver_cpus:g}",
         "--",
-        *entrypoint(request, request.launch),
+        *entrypoint(request),
     ]
     text = (
         "#!/bin/sh\n"
@@ -49,14 +49,14 @@ def render(request: Request) -> Rendered:
     return Rendered({SCRIPT: text, CONFIG: config_text(request, SCRIPT)}, SCRIPT)
 
 
-def entrypoint(request: Request, directory: Path) -> list[str]:
+def entrypoint(request: Request) -> list[str]:
     """The driver's command line on the cluster; `env` sets the directory without a shell."""
     return [
         "env",
         f"--chdir={request.directory}",
         "vitline",
         "run",
-        str(directory / CONFIG),
+        str(request.files / CONFIG),
         "--address",
         "auto",
     ]
@@ -95,7 +95,7 @@ def submit(request: Request, directory: Path, detach: bool) -> Submission:
     base = base_id(request)
     states = {job.submission_id: str(job.status.value) for job in client.list_jobs() if job.submission_id}
     name, alive = choose_id(base, states)
-    argv = entrypoint(request, directory)
+    argv = entrypoint(request)
     if not alive:
         name = _submit(client, name, argv, request)
     print(f"{'attached to' if alive else 'submitted'} {name}", file=sys.stderr)
@@ -143,21 +143,21 @@ def _connect(request: Request, directory: Path) -> Any:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(token).expanduser())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Only now: importing Ray reads the environment.
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(ray.dashboard.rstrip("/"))
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ConnectionError, RuntimeError, ValueError, OSError, AuthenticationError) as error:
         raise EnvironmentUnfit(
             f"{ray.dashboard} does not take jobs: {_first_line(error)}; {directory / SCRIPT} is written",
             "the dashboard of a running cluster, and its token",
-            _hint(error, ray.dashboard, token),
+            _hint(isinstance(error, AuthenticationError), ray.dashboard, token),
         ) from None
 
 
-def _hint(error: Exception, url: str, token: str | None) -> str:
-    text = str(error)
-    if "401" in text or "Unauthenticated" in text or "token" in text.lower():
+def _hint(refused: bool, url: str, token: str | None) -> str:
+    if refused:
         return (
             f"{token} is another cluster's token, or out of date: name this one's in ray.token_file"
             if token

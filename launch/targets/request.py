@@ -29,9 +29,13 @@ class Request:
     config: RunConfig
     cluster: ClusterConfig
     nodes: int
+    # Fewer cannot go on; equal to `nodes` unless the gang may shrink (pretrain.gang.min_workers).
+    min_nodes: int
     gpus_per_node: int
     # Absolute; relative paths of the configuration count from it, on every node.
     directory: Path
+    # Where the rendered files go; None: RUN/launch.
+    out: Path | None = None
 
     @property
     def run(self) -> Path:
@@ -40,7 +44,13 @@ class Request:
 
     @property
     def launch(self) -> Path:
+        """RUN/launch: logs, and where nodes meet."""
         return self.run / "launch"
+
+    @property
+    def files(self) -> Path:
+        """Directory of the rendered files."""
+        return self.out or self.launch
 
 
 @dataclass(frozen=True)
@@ -89,15 +99,17 @@ def make_request(
     gpus = cluster.gpus_per_node if gpus_per_node is None else gpus_per_node
     gang = config.pretrain.gang
     per_node = _workers_per_node(config, cluster, gpus)
-    needed = math.ceil(gang.workers / per_node) if per_node else 1
-    count = nodes or cluster.nodes or needed
+    count = nodes or cluster.nodes or (math.ceil(gang.workers / per_node) if per_node else 1)
+    least = gang.min_workers or gang.workers
+    needed = math.ceil(least / per_node) if per_node else 1
     if count < needed:
         raise UserError(
-            f"pre-training has {gang.workers} ranks, and {count} nodes hold {count * per_node} of them",
+            f"pre-training has at least {least} ranks, and {count} nodes hold {count * per_node} of them",
             f"at least {needed} nodes",
             f"give --nodes {needed}, or lower pretrain.gang.workers to {count * per_node}",
         )
-    return Request(config, cluster, count, gpus, directory.resolve())
+    shrinks = gang.min_workers is not None and bool(per_node)
+    return Request(config, cluster, count, needed if shrinks else count, gpus, directory.resolve())
 
 
 def _workers_per_node(config: RunConfig, cluster: ClusterConfig, gpus: int) -> int:

@@ -1,10 +1,12 @@
 """Slurm: one batch job whose nodes each run `vitline node` (launch/node.py).
 
     sbatch job.sbatch ──► batch shell on the first node ──► srun, one task a node: vitline node
-        USR1 from Slurm, `signal_s` before the limit ──► srun ──► every task ──► the driver saves and ends, 75
+        USR1 from Slurm, `signal_s` before the limit ──► the batch shell leaves a file, `stop`
+        the head sees it and tells the driver, which saves and ends with 75
         75 ──► the batch shell asks Slurm to requeue the job, at most `max_requeues` times
-        TERM (scancel, preemption) ──► the same, without a requeue of our own
+        TERM to the batch shell (a person's stop) ──► the same, without a requeue of our own
 
+A file, because Slurm hands a signal for a task to every process below it, and Ray's die of USR1.
 What decides is the file in which the head leaves the driver's exit code: with --kill-on-bad-exit srun's own
 code may be that of a task that Slurm killed.
 """
@@ -40,12 +42,12 @@ export RAY_AUTH_TOKEN_PATH="$launch/cluster_token"
 # Inside a container there is no scontrol, so the names are resolved here.
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)
 
-# A signal sets `caught`, so that an interrupted wait is told from the end of the task.
+# A signal is passed on as a file: srun would hand it to every process of a task, and Ray's die of it.
+# `caught` tells an interrupted wait from the end of the task.
 caught=0
 cancelled=0
-task=
-trap 'caught=1; kill -USR1 "$task" 2>/dev/null' USR1
-trap 'caught=1; cancelled=1; kill -TERM "$task" 2>/dev/null' TERM
+trap 'caught=1; echo USR1 >"$attempt/stop"' USR1
+trap 'caught=1; cancelled=1; echo TERM >"$attempt/stop"' TERM
 
 {srun} &
 task=$!
@@ -123,6 +125,8 @@ def directives(request: Request) -> list[str]:
         *(["--exclusive"] if slurm.exclusive else []),
         f"--time={slurm.time}",
         "--requeue",
+        # Slurm would end the whole job with the first node it loses.
+        *(["--no-kill"] if request.min_nodes < request.nodes else []),
         "--open-mode=append",
         f"--signal=B:USR1@{slurm.signal_s}",
         f"--chdir={request.directory}",
@@ -134,6 +138,7 @@ def directives(request: Request) -> list[str]:
 def _srun(request: Request) -> str:
     """srun's command line over several lines; all but the shell's variables is quoted."""
     cpus = request.cluster.cpus_per_node
+    shrinks = request.min_nodes < request.nodes
     srun = [
         "srun",
         f"--nodes={request.nodes}",
@@ -142,15 +147,17 @@ def _srun(request: Request) -> str:
         *([f"--cpus-per-task={cpus}"] if cpus else []),
         # Otherwise a task, and with it all of Ray's processes, may be held to one core.
         "--cpu-bind=none",
-        "--kill-on-bad-exit=1",
+        *(["--no-kill", "--kill-on-bad-exit=0"] if shrinks else ["--kill-on-bad-exit=1"]),
     ]
-    command = [*_container(request), request.cluster.slurm.command, "node", str(request.launch / CONFIG)]
+    command = [*_container(request), request.cluster.slurm.command, "node", str(request.files / CONFIG)]
     options = [
         "--role=auto",
         f"--nodes={request.nodes}",
+        *([f"--min-nodes={request.min_nodes}"] if shrinks else []),
         *([f"--cpus={cpus}"] if cpus else []),
         f"--gpus={request.gpus_per_node}",
         f"--join-timeout={request.cluster.join_timeout_s}",
+        *([f"--preflight={request.cluster.preflight}"] if request.nodes > 1 else []),
     ]
     lines = [shlex.join(srun), shlex.join(command), shlex.join(options), '--meet="$attempt" --hosts="$hosts"']
     return " \\\n  ".join(lines)
@@ -160,7 +167,8 @@ def _container(request: Request) -> list[str]:
     container = request.cluster.slurm.container
     if container is None:
         return []
-    mounts = sorted({str(request.directory), str(request.run), *container.mounts})
+    inside = request.run.is_relative_to(request.directory)
+    mounts = [str(request.directory), *([] if inside else [str(request.run)]), *container.mounts]
     if container.runtime == "pyxis":
         return [
             f"--container-image={container.image}",
@@ -186,6 +194,8 @@ def submit(request: Request, directory: Path, detach: bool) -> Submission:
             "a login node of the cluster",
             f"there, type: {shlex.join(argv)}",
         )
+    # Slurm does not make the directory of the job's log, and says nothing when it is not there.
+    request.launch.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise EnvironmentUnfit(
@@ -195,14 +205,12 @@ def submit(request: Request, directory: Path, detach: bool) -> Submission:
         )
     # `--parsable` prints ID or ID;CLUSTER.
     job = done.stdout.strip().split(";")[0]
-    log = (
-        directory / f"slurm-{job}.log" if directory == request.launch else request.launch / f"slurm-{job}.log"
-    )
+    log = request.launch / f"slurm-{job}.log"
     commands = (
         ("log", f"tail -F {log}"),
         ("queue", f"squeue --job {job}"),
-        # To the batch shell as well as to the tasks: it then knows not to requeue.
-        ("stop", f"scancel --full --signal=TERM {job}"),
+        # To the batch shell alone, which passes it on and does not requeue.
+        ("stop", f"scancel --batch --signal=TERM {job}"),
         ("stop now", f"scancel {job}"),
     )
     return Submission(argv, {"job": job, "stdout": done.stdout, "stderr": done.stderr}, commands)

@@ -100,8 +100,7 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     for key, value in state.items():
         tensor = value.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
+        if tensor.untyped_storage().data_ptr() in seen:
             tensor = tensor.clone()
         seen.add(tensor.untyped_storage().data_ptr())
         apart[key] = tensor

@@ -113,6 +113,7 @@ class MixedView:
         self.classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
         self.num_classes = len(self.classes)
         self.samples = sum(part.samples for part in parts)
+        self.bytes_per_sample = max(part.bytes_per_sample for part in parts)
         self.multi_label = any(part.multi_label for part in parts)
         self.fingerprint = digest(
             f"{part.fingerprint} {weight}" for part, weight in zip(parts, weights, strict=True)

@@ -40,6 +40,7 @@ class View:
         self.chunk = split.chunk
         self.split_samples = split.samples
         self.num_shards = len(split.shards)
+        self.bytes_per_sample = sum(shard.bytes for shard in split.shards) / max(1, split.samples)
         self.multi_label = split.multi_label
         self._split = split
         chosen = [] if ids is None else [digest([ids.astype("<i8").tobytes().hex()])]

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.events import read_events
 from pipeline.report.curves import Curve, read_curve
+from pipeline.report.looked import Looked, look
 from pipeline.rundir import RunDir, read_json
 from pipeline.transfer.cells import TRAINING_STAGES, Cell
 from pipeline.transfer.results import Comparison, collect, compare
@@ -70,6 +71,7 @@ class Facts:
     jobs: list[JobCard]
     data: list[DataCard]
     choices: dict[JobKey, list[Choice]]
+    looked: Looked | None  # None: the pre-training left no weights
 
     def jobs_of(self, stage: str) -> list[JobCard]:
         return [job for job in self.jobs if job.stage == stage]
@@ -100,6 +102,7 @@ def gather(run: RunDir, config: Mapping[str, Any], digests: Mapping[str, str]) -
         jobs=jobs,
         data=_data_cards(run, jobs, config),
         choices=_choices(jobs),
+        looked=look(run, digests["pretrain"]) if "pretrain" in digests else None,
     )
 
 

@@ -86,7 +86,7 @@ def _rollout(
     blur = max(model.config.patch) * model.config.stem_stride
     masks_BHW = insight.rollout_mask(torch.from_numpy(shares).float(), model.config.image_size, blur)
     labels = [names[place] for place in places]
-    drawing = plots.rollout(chosen_BCHW, masks_BHW, labels)
+    drawing = plots.rollout(chosen_BCHW, masks_BHW, shares, labels)
     rows = [
         {"image": label, "shares": share.tolist(), "half_on": half_on(share)}
         for label, share in zip(labels, shares, strict=True)
@@ -128,7 +128,8 @@ def spread(count: int, most: int) -> list[int]:
 def half_on(shares: Array) -> int:
     """The smallest number of patches that together have half of the attention."""
     falling = np.sort(shares.ravel())[::-1].cumsum()
-    return int(np.searchsorted(falling, 0.5 * falling[-1]) + 1)
+    half = falling[-1] * (0.5 - 1e-9)  # sums of rounded shares are a little off
+    return int(np.searchsorted(falling, half) + 1)
 
 
 def _rounded(values: Tensor, digits: int) -> Array:

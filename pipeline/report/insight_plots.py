@@ -30,16 +30,16 @@ from pipeline.report.words import clean
 Array = NDArray[np.float64]
 
 _DPI = 160  # of the PNG, see figures.render
-_PHOTO, _PHOTO_GAP, _LABEL = 224, 14, 34  # pixels of a sheet
+_PHOTO, _PHOTO_GAP, _PAIR_GAP, _LABEL = 224, 14, 6, 34  # pixels of a sheet
 _COLUMNS = 6
 _FILTER, _FILTER_GAP, _FILTER_LABEL, _FILTER_COLUMNS = 112, 12, 26, 7
-_TILES = 16  # along a side, at most
+_CELLS = 40_000  # of the positions' tiles, at most: 14 × 14 tiles of as many cells fit
 _JPEG_QUALITY = 85
 _HALF, _WIDE = 5.4, 11.1  # inches: half of the page, all of it
 
 
-def rollout(images_BCHW: Tensor, masks_BHW: Tensor, names: Sequence[str]) -> Drawing:
-    """Each image above the same image seen through its mask.
+def rollout(images_BCHW: Tensor, masks_BHW: Tensor, shares_BRS: Array, names: Sequence[str]) -> Drawing:
+    """Each image, below it the same seen through its mask, and the share of each patch from 0 to the largest.
 
     Args:
         images_BCHW: uint8.
@@ -47,18 +47,21 @@ def rollout(images_BCHW: Tensor, masks_BHW: Tensor, names: Sequence[str]) -> Dra
     """
     lines = -(-len(names) // _COLUMNS)
     columns = -(-len(names) // lines)
-    high = _LABEL + 2 * _PHOTO + 6
-    pixels = images_BCHW.float()
-    pairs = (pixels, pixels * masks_BHW.unsqueeze(1))
+    step_x, step_y = _PHOTO + _PHOTO_GAP, _LABEL + 3 * (_PHOTO + _PAIR_GAP) + _PHOTO_GAP
+    photos_BCHW = images_BCHW.float()
+    masked_BCHW = photos_BCHW * masks_BHW.unsqueeze(1)
+    heat_BRS4 = matplotlib.colormaps["viridis"](
+        shares_BRS / shares_BRS.max(axis=(1, 2), keepdims=True), bytes=True
+    )
     with style():
-        figure, axes = _sheet(columns * (_PHOTO + _PHOTO_GAP), lines * (high + _PHOTO_GAP))
+        figure, axes = _sheet(columns * step_x, lines * step_y)
         for index, name in enumerate(names):
-            left = (index % columns) * (_PHOTO + _PHOTO_GAP) + _PHOTO_GAP // 2
-            top = (index // columns) * (high + _PHOTO_GAP)
-            axes.text(left, top + _LABEL - 8, clean(name, 26), fontsize=8, va="baseline")
-            for row, images in enumerate(pairs):
-                picture = _photo(images[index])
-                _place(axes, picture, left, top + _LABEL + row * (_PHOTO + 6), _PHOTO)
+            left = (index % columns) * step_x + _PHOTO_GAP // 2
+            top = (index // columns) * step_y + _LABEL
+            axes.text(left, top - 8, clean(name, 26), fontsize=8, va="baseline")
+            pictures = (_photo(photos_BCHW[index]), _photo(masked_BCHW[index]), heat_BRS4[index])
+            for row, picture in enumerate(pictures):
+                _place(axes, picture, left, top + row * (_PHOTO + _PAIR_GAP), _PHOTO)
         drawing = render(figure, "rollout", "Images, and where the output's attention goes in them")
     return replace(drawing, svg=_with_jpeg(drawing.svg))
 
@@ -83,11 +86,13 @@ def filters(components: Tensor, shares: Array) -> Drawing:
 def positions(similarity: Array) -> Drawing:
     """A tile for each patch: the cosine of its position with those of all patches, (R, S, R, S).
 
-    Of a fine grid every second or third patch has a tile.
+    Of a fine grid every second or third patch has a tile, so that the picture stays small.
     """
     rows, columns = similarity.shape[:2]
     colours, between = matplotlib.colormaps["viridis"], Normalize(-1, 1)
-    every = -(-max(rows, columns) // _TILES)
+    every = 1
+    while len(range(0, rows, every)) * len(range(0, columns, every)) * rows * columns > _CELLS:
+        every += 1
     with style():
         figure = new_figure(_HALF, 0.5 + 4.1 * min(1.5, rows / columns))
         axes = figure.subplots()
@@ -143,8 +148,6 @@ def _sheet(width: int, height: int) -> tuple[Figure, Any]:
     """A figure of so many pixels in the PNG, and axes that measure in them from the top left."""
     figure = new_figure(width / _DPI, height / _DPI)
     figure.set_layout_engine("none")
-    # Images stay apart: put together they would be resampled.
-    figure.suppressComposite = True
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
@@ -152,6 +155,7 @@ def _sheet(width: int, height: int) -> tuple[Figure, Any]:
 
 
 def _place(axes: Any, picture: NDArray[np.uint8], left: float, top: float, side: int) -> None:
+    # "none" also keeps the pictures apart: Matplotlib would resample all of them into one.
     axes.imshow(
         picture, interpolation="none", extent=(left, left + side, top + side, top), aspect="auto", zorder=2
     )
@@ -182,7 +186,7 @@ def _signs(components: Tensor, peak: Tensor) -> Tensor:
 def _tiles(colours: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[float, float]]:
     """Tiles (r, s, R, S, 4) as one picture with clear gaps, and the steps from tile to tile."""
     down, across, rows, columns = colours.shape[:4]
-    zoom = max(1, 600 // max(down * rows, across * columns))
+    zoom = max(1, 300 // max(down * rows, across * columns))
     gap = max(1, round(0.12 * rows * zoom))
     large = colours.repeat(zoom, axis=2).repeat(zoom, axis=3)
     spaced = np.pad(large, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)))
@@ -197,12 +201,14 @@ def _number(set_ticks: Any, places: range, step: float) -> None:
 
 
 def _with_jpeg(svg: str) -> str:
-    """The same drawing with its lossless photos as JPEG: a fifth of the bytes."""
-    return re.sub(r"data:image/png;base64,([^\"]*)", lambda found: _jpeg(found[1]), svg)
+    """The same drawing with its photos as JPEG: a fifth of the bytes."""
+    return re.sub(r"data:image/png;base64,([^\"]*)", lambda found: _jpeg(found[0], found[1]), svg)
 
 
-def _jpeg(png: str) -> str:
-    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+def _jpeg(whole: str, png: str) -> str:
+    image = Image.open(io.BytesIO(base64.b64decode(png)))
+    if image.size != (_PHOTO, _PHOTO):
+        return whole  # a map of patches, whose edges stay sharp
     text = io.BytesIO()
-    image.save(text, format="JPEG", quality=_JPEG_QUALITY)
+    image.convert("RGB").save(text, format="JPEG", quality=_JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(text.getvalue()).decode()}"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import yaml
 
-from pipeline.report import plots, sheets
+from pipeline.report import insight_sheets, plots, sheets
 from pipeline.report.curves import Curve
 from pipeline.report.figures import Drawing
 from pipeline.report.gather import Facts
+from pipeline.report.insight import Insight
 from pipeline.report.sheets import Sheet
-from pipeline.report.words import clean
+from pipeline.report.words import clean, count
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,36 @@ class Section:
     short: str = ""
 
 
+# Picture of insight.py → caption, table, whether it takes the whole width.
+_PICTURES: dict[str, tuple[str, Callable[[Insight], Sheet], bool]] = {
+    "rollout": (
+        "Where the output's attention comes from, through all layers (attention rollout): as brightness, and "
+        "by patch from dark (none) to light (most of this image). Some of {source}.",
+        insight_sheets.rollout_sheet,
+        True,
+    ),
+    "distance": (
+        "How far each head looks: the distance to the patches it attends to, mean over {source}. Dotted: "
+        "attention that is even over all patches.",
+        insight_sheets.distance_sheet,
+        True,
+    ),
+    "positions": (
+        "Similarity of the position embedding of a patch (one tile) with those of all patches.",
+        insight_sheets.positions_sheet,
+        False,
+    ),
+    "filters": (
+        "The first principal components of the patch filters with their share of the variance; grey is zero.",
+        insight_sheets.filters_sheet,
+        False,
+    ),
+}
+
+
 def sections(facts: Facts) -> list[Section]:
     """All sections that have something to say."""
-    parts = (_results, _compute, _curves, _choices, _classes, _data, _run, _limits)
+    parts = (_results, _compute, _curves, _choices, _classes, _insight, _data, _run, _limits)
     return [section for part in parts for section in part(facts)]
 
 
@@ -124,6 +152,26 @@ def _classes(facts: Facts) -> Iterator[Section]:
     if folded:
         text = ("Single classes have few images; read this to find causes, not to draw conclusions.",)
         yield Section("classes", "Which classes changed", text, folded=folded, short="Classes")
+
+
+def _insight(facts: Facts) -> Iterator[Section]:
+    looked = facts.looked
+    if looked is None:
+        return
+    source = (
+        f"{count(looked.images)} images of {clean(facts.config['pretrain']['dataset'])}, {looked.split} split"
+    )
+    figures = [
+        Panel(looked.insight.drawings[name], caption.format(source=source), table(looked.insight), wide=wide)
+        for name, (caption, table, wide) in _PICTURES.items()
+        if name in looked.insight.drawings
+    ]
+    text = ["The weights as pre-training left them, before any fine-tuning."]
+    text += [f"Nothing was looked at: {clean(looked.missing, 400)}."] if looked.missing else []
+    # After the semicolon stands what a user of `vitline model inspect` may do.
+    reasons = dict.fromkeys(reason.split("; ")[0] for reason in looked.insight.left_out.values())
+    text += [f"Left out: {clean(reason, 400)}." for reason in reasons]
+    yield Section("insight", "What the pre-trained model looks at", text, figures=figures, short="Insight")
 
 
 def _data(facts: Facts) -> Iterator[Section]:

@@ -295,4 +295,5 @@ def _by_class(cell: Cell) -> np.ndarray[Any, np.dtype[np.float64]]:
     size = max(len(cell.classes), int(cell.labels.max()) + 1)
     numbers = np.bincount(cell.labels, minlength=size)
     right = np.bincount(cell.labels, weights=cell.correct, minlength=size)
-    return right / np.maximum(numbers, 1)
+    share: np.ndarray[Any, np.dtype[np.float64]] = right / np.maximum(numbers, 1)
+    return share

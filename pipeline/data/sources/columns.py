@@ -33,15 +33,7 @@ def number_labels(where: str, values: Mapping[str, list[Any]], names: Iterable[s
     Raises:
         DataError: a value is missing or of another type, out of range, or a name that is not known.
     """
-    flat = [item for column in values.values() for value in column for item in _items(value)]
-    strange = [item for item in flat if not isinstance(item, int | str) or isinstance(item, bool)]
-    strange += [value for column in values.values() for value in column if not _items(value)]
-    if strange:
-        raise DataError(
-            f"the value {strange[0]!r} in {where}",
-            "class numbers, class names, or lists of them, none of them empty",
-            "correct the column, or name another one",
-        )
+    flat = _checked(where, values)
     if names is None:
         strings = sorted({item for item in flat if isinstance(item, str)})
         top = max((item for item in flat if isinstance(item, int)), default=-1)
@@ -63,6 +55,20 @@ def number_labels(where: str, values: Mapping[str, list[Any]], names: Iterable[s
         return tuple(one(item) for item in value) if isinstance(value, list | tuple) else one(value)
 
     return Labels(classes, {split: [numbered(value) for value in column] for split, column in values.items()})
+
+
+def _checked(where: str, values: Mapping[str, list[Any]]) -> list[int | str]:
+    """All labels of all rows, in one list."""
+    flat = [item for column in values.values() for value in column for item in _items(value)]
+    strange = [item for item in flat if not isinstance(item, int | str) or isinstance(item, bool)]
+    strange += [value for column in values.values() for value in column if not _items(value)]
+    if strange:
+        raise DataError(
+            f"the value {strange[0]!r} in {where}",
+            "class numbers, class names, or lists of them, none of them empty",
+            "correct the column, or name another one",
+        )
+    return flat
 
 
 def _items(value: Any) -> list[Any]:

@@ -21,7 +21,7 @@ from model.zoo import build, model_config
 from pipeline.errors import DataError, UserError
 
 SMALL = {"width": 48, "depth": 2, "heads": 3, "mlp": 96}
-PHOTOS = sorted((Path(__file__).resolve().parents[2] / "data/photos/test").rglob("*.jpg"))[::20]
+PHOTOS = sorted((Path(__file__).resolve().parents[2] / "data/photos/test").rglob("*.jpg"))[::40]
 HEADER = {
     "step": "300",
     "classes": json.dumps(["cat", "dog", "owl", "emu", "fox"]),
@@ -48,7 +48,8 @@ def refused(*arguments: object) -> str:
 
 
 def small(name: str = "vit_ti8", **options: object) -> ModelConfig:
-    options = {"num_classes": 5, "image_size": 32, **({} if name.startswith("bit") else SMALL), **options}
+    size = {"blocks": (1,)} if name.startswith("bit") else SMALL
+    options = {"num_classes": 5, "image_size": 32, **size, **options}
     return model_config(name, **options)  # type: ignore[arg-type]
 
 
@@ -85,11 +86,8 @@ def test_list_gives_parameters_and_cost() -> None:
 
 def test_unknown_names_have_a_nearest() -> None:
     assert "unknown model 'vit_z16'; did you mean" in refused("list", "vit_z16")
-    assert "did you mean 'vit_b16'" in refused("show", "vit_b616")
+    assert "unknown model 'vitb16'; did you mean 'vit_b16'" in refused("show", "vitb16")
     assert "did you mean 'depth'" in refused("show", "vit_b16", "depht=3")
-    assert "unknown layout 'tim'; did you mean 'timm'" in refused(
-        "import", PHOTOS[0].with_suffix(".npz"), "--to", "x.safetensors", "--layout", "tim"
-    ) or "no weight file" in refused("import", "x.npz", "--to", "x.safetensors", "--layout", "tim")
 
 
 def test_show_counts_at_the_size_that_is_asked_for() -> None:
@@ -103,7 +101,7 @@ def test_show_counts_at_the_size_that_is_asked_for() -> None:
     text = printed("show", "vit_ti16", "--num-classes", "10")
     assert "5,526,346, 1,930 of them in the head" in text
     assert "197: a grid of 14x14 patches of 16x16 px, the class token first" in text
-    assert "stem" not in text.replace("positions_at      stem", "")
+    assert "stem_norm_eps" not in text
 
 
 def test_show_tells_what_a_file_holds(weights: Path) -> None:
@@ -115,9 +113,11 @@ def test_show_tells_what_a_file_holds(weights: Path) -> None:
         **facts,
         "file": {**facts["file"], "path": str(weights)},
     }
+    larger = json.loads(printed("show", weights, "--image-size", "64", "--num-classes", "7", "--json"))
+    assert (larger["tokens"]["all"], larger["config"]["num_classes"]) == (65, 7)
     text = printed("show", weights)
-    assert "5: cat" in text or "cat, dog, owl, emu, fox" in text
-    assert "step" in text
+    assert "cat, dog, owl, emu, fox" in text
+    assert "32 tensors, float32" in text
 
 
 def test_sizes_and_options_that_mean_nothing() -> None:
@@ -129,9 +129,7 @@ def test_sizes_and_options_that_mean_nothing() -> None:
 
 
 def test_show_refuses_files_that_are_not_weights(weights: Path, tmp_path: Path) -> None:
-    assert "width=3 beside a file" in refused("show", weights, "width=3").replace(
-        "width beside", "width=3 beside"
-    )
+    assert "width beside a file" in refused("show", weights, "width=3")
     assert f"no weight file at {tmp_path / 'no.safetensors'}" in refused("show", tmp_path / "no.safetensors")
     foreign = tmp_path / "w.npz"
     foreign.touch()
@@ -211,7 +209,7 @@ def test_damaged_files_are_refused_by_name(name: str, tmp_path: Path) -> None:
 
 def test_export_refuses_in_one_message(weights: Path, tmp_path: Path) -> None:
     assert "would replace the file it is made from" in refused("export", weights, weights, "--layout", "timm")
-    assert "does not end in .npz" in refused("export", weights, tmp_path / "a.pth", "--layout", "npz")
+    assert "a.pth does not end in .npz" in refused("export", weights, tmp_path / "a.pth", "--layout", "npz")
     assert "did you mean 'torchvision'" in refused("export", weights, tmp_path / "a.pth", "--layout", "torch")
     bit = write(tmp_path / "bit.safetensors", small("bit_r26x1"))
     assert "has no BiT ResNets" in refused("export", bit, tmp_path / "b.pth", "--layout", "torchvision")
@@ -264,4 +262,4 @@ def test_inspect_names_files_that_cannot_be_used(weights: Path, tmp_path: Path) 
     assert "images of 16x32 pixels" in refused("inspect", oblong, PHOTOS[0], "--out", tmp_path)
     file = tmp_path / "file"
     file.touch()
-    assert "file" in refused("inspect", weights, PHOTOS[0], "--out", file)
+    assert "File exists" in refused("inspect", weights, PHOTOS[0], "--out", file)

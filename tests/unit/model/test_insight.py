@@ -10,7 +10,6 @@ from model import create_model
 from model.insight import (
     attention_distance,
     attention_layers,
-    inspect_model,
     patch_filters,
     position_similarity,
     rollout,
@@ -140,24 +139,6 @@ def test_similarity_is_the_cosine_of_patch_rows() -> None:
     expected = torch.cosine_similarity(table[1], table[5], dim=0)
     torch.testing.assert_close(similarity[0, 1, 1, 2], expected)
     torch.testing.assert_close(similarity[1, 1, 1, 1], torch.tensor(1.0))
-
-
-def test_one_call_gives_all_figures_that_a_model_has() -> None:
-    model = vit(dropout=0.5).train()
-    found = inspect_model(model, images(9))
-    assert model.training
-    model.eval()
-    torch.testing.assert_close(found.rollout_BRS, rollout(model, images(9)))
-    torch.testing.assert_close(found.distance_Lh, attention_distance(model, [images(9)]))
-    assert found.mask_BHW.shape == (9, 16, 24)
-    assert found.filters_K3PP is not None
-    assert found.filters_K3PP.shape == (16, 3, 8, 8)
-    torch.testing.assert_close(found.similarity_RSRS, position_similarity(model))
-    hybrid = inspect_model(vit(stem=(), patch=2, positions="none"), images())
-    assert hybrid.filters_K3PP is None
-    assert hybrid.similarity_RSRS is None
-    with pytest.raises(ValueError, match="'bit_r26x1' has no attention to look into"):
-        inspect_model(create_model("bit_r26x1", num_classes=2), images())
 
 
 def test_what_a_model_does_not_have_is_refused() -> None:

@@ -154,6 +154,23 @@ def test_training_lowers_the_loss(target: str) -> None:
     assert built.mask_token.grad.any()
 
 
+def test_it_recomputes_its_blocks_when_asked_to() -> None:
+    built, x = model(), images()
+    torch.nn.init.normal_(built.prediction_head.weight)
+    drawn = draw_corruption(4, 6, torch.Generator().manual_seed(3))
+    runs: list[object] = []
+    for block in built.blocks:
+        block.register_forward_pre_hook(lambda module, inputs: runs.append(module))
+    gradients = []
+    for on in (False, True):
+        built.set_activation_checkpointing(on)
+        built.zero_grad()
+        built.loss_sum(built(x, drawn), x, drawn).backward()
+        gradients.append(built.backbone.embedding.patch.weight.grad)
+    assert len(runs) == 1 + 2
+    assert torch.equal(*gradients)  # type: ignore[arg-type]
+
+
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown target of masked patch prediction 'colour'"):
         MaskedPatchModel(tiny(), "colour")  # type: ignore[arg-type]

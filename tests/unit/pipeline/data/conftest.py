@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import DataView, GlyphsSource, WriteSettings
+from pipeline.data import assemble
 from pipeline.data.view import View, open_view
 from pipeline.data.write import prepare
 
@@ -28,6 +29,12 @@ def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         directory,
     )
     return directory
+
+
+@pytest.fixture(autouse=True)
+def threads_for_small_images_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The drawings are so small that one thread would read them; here the others are to be tested."""
+    monkeypatch.setattr(assemble, "_SMALL_BYTES", 0)
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,20 @@ def test_train_and_test_photos_share_nothing(photos: Path) -> None:
     assert find_duplicates(_view(photos, "train"), _view(photos, "test")) == []
 
 
+def test_flat_images_of_other_colours_are_not_near(tmp_path: Path, write_tar: Callable[..., Path]) -> None:
+    members = []
+    for number, level in enumerate((40, 45, 200)):
+        members += [
+            (f"{number}.jpg", _save(Image.new("RGB", (50, 40), (level,) * 3))),
+            (f"{number}.cls", b"0"),
+        ]
+    path = write_tar("flat.tar", members)
+    prepare(WebdatasetSource(source="webdataset", train=str(path), test=str(path)), tmp_path / "flat")
+    view = open_view(DataView(path="flat", split="train"), tmp_path)
+    pairs = {(pair.first, pair.second) for pair in find_duplicates(view, view)}
+    assert pairs == {(0, 0), (0, 1), (1, 0), (1, 1), (2, 2)}
+
+
 def test_hashes_do_not_depend_on_brightness_alone() -> None:
     grey = grey_picture(next(PHOTOS.rglob("*.jpg")).read_bytes())
     assert grey is not None

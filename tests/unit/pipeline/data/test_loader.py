@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pipeline.config import AugmentSettings, DataView, OrderSettings, WebdatasetSource
+from pipeline.data import assemble
 from pipeline.data.assemble import Batch
 from pipeline.data.describe import describe_batch
 from pipeline.data.loader import EvalLoader, TrainLoader
@@ -183,6 +184,13 @@ def test_closing_early_ends_the_threads(train_view: View) -> None:
     assert time.monotonic() - start < 2
     assert threading.active_count() == before
     assert list(loader) == []
+
+
+def test_small_images_are_left_to_one_thread(train_view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assemble, "_SMALL_BYTES", 4096)
+    with _loader(train_view, threads=3) as loader:
+        next(loader)
+        assert sum(thread.name.startswith("decode") for thread in threading.enumerate()) == 1
 
 
 def test_threads_of_torch_are_left_alone(train_view: View) -> None:

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from pipeline.config import AugmentSettings, OrderSettings
+from pipeline.config import AugmentSettings, DataView, OrderSettings, WebdatasetSource
+from pipeline.data.assemble import Batch
 from pipeline.data.loader import TrainLoader
 from pipeline.data.mix import draw_pairs, mix_pixels, mix_targets
-from pipeline.data.view import View
+from pipeline.data.view import View, open_view
+from pipeline.data.write import prepare
 from pipeline.errors import ConfigError
+
+from .conftest import samples
 
 
 def _pairs(size: int = 32, count: int = 4000, **settings: float):
@@ -97,3 +104,25 @@ def test_partners_and_pixels_do_not_depend_on_ranks_and_threads(train_view: View
         assert labels.shape == (40, 13)
         assert torch.allclose(labels.sum(dim=1), torch.ones(40))
         assert ((labels > 0).sum(dim=1) == 2).any()
+
+
+def test_the_partner_of_a_bad_sample_stays_as_it_is(write_tar: Callable[..., Path], tmp_path: Path) -> None:
+    content = samples(16)
+    content[6] = ("0003.jpg", b"no image")
+    path = write_tar("x.tar", content)
+    prepare(WebdatasetSource(source="webdataset", train=str(path), test=str(path)), tmp_path / "out")
+    view = open_view(DataView(path="out", split="train"), tmp_path)
+
+    def first(**mix: float) -> Batch:
+        with TrainLoader(
+            view, batch=16, image_size=16, augment=AugmentSettings(**mix), order=OrderSettings(), seed=0,
+            threads=1, bad_samples=0.1, rank=0, world=1, steps=1,
+        ) as loader:  # fmt: skip
+            return next(loader)
+
+    plain, mixed = first(), first(mixup=5.0)
+    bad = int((plain.ids == 3).nonzero())
+    changed = (plain.images != mixed.images).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+    assert changed == [row for row in range(16) if row // 2 != bad // 2]
+    assert mixed.labels[bad ^ 1].max() == 1
+    assert mixed.weights.sum() == 15

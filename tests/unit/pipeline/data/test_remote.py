@@ -147,7 +147,11 @@ def test_faults_are_overcome(server: Server, tmp_path: Path, fault: str) -> None
     (tmp_path / "web/x").write_bytes(content)
     server.faults.extend([fault] * 2)
     start = time.monotonic()
-    read = RemoteFile(f"{server.url}/x").read(100, 40_000, lambda data: data == content[100:40_000])
+    file = RemoteFile(f"{server.url}/x")
+    if fault == "flip":  # only a hash can tell
+        read = file.read(100, 40_000, lambda data: data == content[100:40_000])
+    else:
+        read = file.read(100, 40_000)
     assert read == content[100:40_000]
     assert not server.faults
     assert time.monotonic() - start < 2.5  # a stalled connection is given up, not waited for

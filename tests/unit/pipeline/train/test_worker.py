@@ -14,8 +14,8 @@ import torch
 
 from model.losses import loss_sum
 from model.weights.files import load_weights
-from pipeline.config import OptimizerSettings
-from pipeline.errors import Busy, ConfigError, StopRequested, TrainingError
+from pipeline.config import HealthSettings, OptimizerSettings
+from pipeline.errors import Busy, ConfigError, EnvironmentUnfit, StopRequested, TrainingError
 from pipeline.events import read_events
 from pipeline.rundir import JobDir
 from pipeline.train.samplelog import read_sample_log
@@ -274,3 +274,50 @@ def test_a_checkpoint_of_other_data_is_refused(run_dir: Path, add_job: Add) -> N
     with pytest.raises(ConfigError, match=r"(?s)seed 2 .* 1 in the checkpoint"):
         run(run_dir, "aaaa", device="cpu")
     shutil.rmtree(job.path)
+
+
+def test_a_full_disk_ends_with_one_message_and_the_next_attempt_continues(
+    run_dir: Path, add_job: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, job = add_job("whole"), add_job("aaaa")
+    run(run_dir, "whole", device="cpu")
+
+    def full(descriptor: int, data: memoryview) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.train.tensorfile._write_all", full)
+    with pytest.raises(EnvironmentUnfit, match=r"rank 0 could not write .*No space left on device"):
+        run(run_dir, "aaaa", device="cpu")
+    assert not list(job.checkpoints.glob("*/COMPLETE"))
+    monkeypatch.undo()
+    run(run_dir, "aaaa", device="cpu")
+    assert losses(job) == losses(whole)
+    assert read_sample_log(job) == read_sample_log(whole)
+
+
+def test_a_loss_that_is_not_finite_can_be_left_out(
+    run_dir: Path, add_job: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = add_job(health=HealthSettings(loss_not_finite="skip"))
+    calls = iter(range(100))
+
+    def broken(*args: Any, **options: Any) -> torch.Tensor:
+        return loss_sum(*args, **options) * (math.nan if next(calls) == 4 else 1.0)
+
+    monkeypatch.setattr("pipeline.train.loop.loss_sum", broken)
+    run(run_dir, "aaaa", device="cpu")
+    progress = [e for e in read_events(job.events)[0] if e["event"] == "progress"]
+    assert [e["loss"] is None for e in progress] == [e["step"] == 5 for e in progress]
+    assert progress[-1]["skipped"] == 1
+    assert list(read_sample_log(job)) == list(range(1, 13))
+
+
+def test_the_average_is_exported_and_scored(run_dir: Path, add_job: Add, add_evaluation: Add) -> None:
+    job = add_job(validate=True, average=0.9)
+    trained = run(run_dir, "aaaa", device="cpu")
+    average, last = (load_weights(job.path / f"{name}.safetensors") for name in ("weights", "weights-last"))
+    assert (average[2]["weights"], last[2]["weights"]) == ("average", "master")
+    assert not torch.equal(average[0]["head.weight"], last[0]["head.weight"])
+    add_evaluation("eval", "jobs/aaaa/weights.safetensors")
+    scored = run(run_dir, "eval", device="cpu")
+    assert scored["metrics"]["eval/nll"] == pytest.approx(trained["metrics"]["val/loss"], rel=1e-5)

@@ -112,7 +112,7 @@ def test_rows_are_shuffled_across_blocks_but_read_in_few(tmp_path: Path) -> None
     assert np.array_equal(np.sort(order), np.arange(60))
     blocks = np.searchsorted(np.cumsum(source.blocks()), order, side="right")
     assert max(len(np.unique(blocks[n : n + 12])) for n in range(0, 60, 12)) <= 5
-    assert np.abs(np.diff(order)).mean() > 4
+    assert (np.diff(order) == 1).mean() < 0.3  # rows of a block do not stay neighbours
 
 
 def test_samples_with_several_labels(tmp_path: Path) -> None:
