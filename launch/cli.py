@@ -17,6 +17,10 @@ from typing import Annotated
 
 import typer
 
+from launch import launch_commands, plan_commands
+from launch.compare_command import compare
+from launch.data_commands import data_app
+from launch.model_commands import model_app
 from pipeline.errors import UserError, VitlineError
 
 app = typer.Typer(
@@ -26,9 +30,6 @@ app = typer.Typer(
     help="Pre-trains Vision Transformers and shows what the pre-training bought.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Shows settings and their schema.")
-data_app = typer.Typer(no_args_is_help=True, help="Shows and checks datasets.")
-app.add_typer(config_app, name="config")
-app.add_typer(data_app, name="data")
 
 ConfigPath = Annotated[Path, typer.Argument(help="configuration file, as configs/demo.yaml")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings, as pretrain.batch=256")]
@@ -161,23 +162,10 @@ def config_schema() -> None:
     typer.echo(json.dumps(RunConfig.model_json_schema(), indent=1))
 
 
-# ---------------------------------------------------------------- data
-
-
-@data_app.command("order")
-def data_order(
-    config: ConfigPath,
-    step: Annotated[
-        int, typer.Option(min=0, help="number of the batch, from 0; step t + 1 of the log consumes batch t")
-    ],
-    overrides: Overrides = None,
-    ranks: Annotated[int, typer.Option(min=1, help="also say which rank reads each sample")] = 1,
-) -> None:
-    """Print the sample ids of one pre-training batch as JSON lines.
-
-    Example: vitline data order configs/demo.yaml --step 500 --ranks 2
-    """
-    from launch.order import print_order
-    from pipeline.config_io import load_config
-
-    print_order(load_config(config, overrides or []), step, ranks)
+# In the order of `vitline --help`.
+app.command("compare")(compare)
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+app.add_typer(model_app, name="model")
+plan_commands.register(app)
+launch_commands.register(app)

@@ -87,8 +87,12 @@ def versions() -> dict[str, str]:
             found[name] = "missing"
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
-        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "none"
+        found["nccl"] = _nccl() if torch.cuda.is_available() else "none"
     return found
+
+
+def _nccl() -> str:
+    return ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
 
 
 def _code() -> str:

@@ -86,7 +86,7 @@ def _deepspeed(facts: Facts) -> Check:
 
 
 def _old_python(version: tuple[int, ...]) -> bool:
-    floors = {(3, 11): 13, (3, 12): 11, (3, 13): 4}
+    floors: dict[tuple[int, ...], int] = {(3, 11): 13, (3, 12): 11, (3, 13): 4}
     return len(version) > 2 and version[2] < floors.get(version[:2], 0)
 
 

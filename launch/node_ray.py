@@ -128,7 +128,8 @@ def _ray_start(arguments: Sequence[str], ip: str, job: str, temp: Path, log: Pat
     agent = free_port(ip, preferred_port(f"{job} agent {temp}"))
     argv = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
-        f"--temp-dir={temp}",
+        # One below: Ray opens its own directory to everybody, and the one above stays ours.
+        f"--temp-dir={temp}/r",
         f"--object-store-memory={_OBJECT_STORE_BYTES}",
         f"--dashboard-agent-listen-port={agent}",
         # 0: any free one; the defaults are the same ten thousand ports for every cluster of a host.

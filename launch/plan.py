@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from launch.plan_answer import Disk, Given, RunPlan, Training
-from launch.plan_data import UNKNOWN_CLASSES, DataSize, size_of
+from launch.plan_data import PHOTO_BYTES, UNKNOWN_CLASSES, DataSize, size_of
 from launch.plan_devices import GIB, Device, find_device
 from launch.plan_fit import nearest_that_fits
 from launch.plan_memory import Load, memory_of, moments_of
@@ -22,6 +22,7 @@ from launch.plan_time import (
     Rate,
     assumed_rate,
     given_rate,
+    held_by_decoding,
     measure_other,
     measure_run,
     measured_rate,
@@ -79,10 +80,12 @@ def plan_config(config: RunConfig, given: Given) -> RunPlan:
         else None
     )
     rate = _rate(config, given, device, FLOPS_A_MAC * training.macs, run)
+    image_bytes = sizes[settings.dataset].image_bytes
+    if not rate.measured and (image_bytes or 0) >= PHOTO_BYTES:
+        rate = held_by_decoding(rate, world * settings.threads)
     hours = training.images / rate.images_per_s / 3600
     transfer = plan_transfer(config, run, planned, sizes, device, rate if rate.measured else None, given.mfu)
     disk = _disk(config, training, moments_of(settings.optimizer), sizes, transfer)
-    image_bytes = sizes[settings.dataset].image_bytes
     device_hours = world * hours + transfer.device_hours
     return RunPlan(
         name=config.name,
@@ -96,6 +99,7 @@ def plan_config(config: RunConfig, given: Given) -> RunPlan:
         rate=rate,
         hours=hours,
         read_mib_per_s=None if image_bytes is None else rate.images_per_s * image_bytes / 2**20,
+        network_gb_per_s=network_gb_per_s(config, training.parameters, rate.images_per_s),
         transfer=transfer,
         disk=disk,
         device_hours=device_hours,
@@ -212,6 +216,18 @@ def _disk(
         sample_log=_SAMPLE_LOG_BYTES * training.images if settings.log_samples else 0,
         transfer=transfer.disk_bytes,
     )
+
+
+def network_gb_per_s(config: RunConfig, parameters: int, images_per_s: float) -> float:
+    """What a rank sends in a second of training at this speed, 1e9 bytes.
+
+    Gradients are reduced and updated parameters gathered once a step, each (W − 1) / W of 4P bytes in a ring;
+    ZeRO-3 gathers parameters once more, for the backward pass.
+    """
+    world, engine = config.pretrain.gang.workers, config.pretrain.engine
+    passes = 3 if engine.stage == 3 else 2
+    a_step = passes * 4 * parameters * (world - 1) / world
+    return a_step * images_per_s / config.pretrain.batch / 1e9
 
 
 def checkpoint_bytes(parameters: int, moments: int) -> int:

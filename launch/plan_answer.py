@@ -76,6 +76,7 @@ class RunPlan:
     rate: Rate
     hours: float
     read_mib_per_s: float | None  # from the dataset, over all ranks
+    network_gb_per_s: float  # that each rank must send, so that nothing waits for it
     transfer: Transfer
     disk: Disk
     device_hours: float

@@ -56,6 +56,8 @@ UNKNOWN_CLASSES = 1000
 _TAR_BYTES = 3 * 512
 # Mean of ImageNet-1k's training photos: 138 GB for 1,281,167.
 _PHOTO_BYTES = 110_000
+# Samples from this size on are taken to be photos, which are slow to decode.
+PHOTO_BYTES = 20_000
 
 
 def size_of(config: RunConfig, name: str, run: RunDir, planned: Mapping[str, Planned]) -> DataSize:
@@ -91,9 +93,10 @@ def _from_settings(source: object) -> DataSize:
         test = round(_DIGITS * source.test_fraction)
         return _drawn(_DIGITS - test, test, 10, source.image_size)
     if isinstance(source, TorchvisionSource):
-        train, test, classes = TORCHVISION.get(source.source.partition(":")[2], (None, None, None))
-        how = "its publication" if train else "not known before it is prepared"
-        return DataSize(train, test, classes, None, None, how)
+        known = TORCHVISION.get(source.source.partition(":")[2])
+        if known is None:
+            return DataSize(None, None, None, None, None, "not known before it is prepared")
+        return DataSize(*known, None, None, "its publication")
     classes = getattr(source, "classes", None)
     adopted = isinstance(source, WebdatasetSource)
     return DataSize(

@@ -42,7 +42,7 @@ def nearest_that_fits(config: ModelConfig, parameters: int, load: Load, limit: i
 def _engines(load: Load) -> Iterator[Any]:
     """The run's own, the next stages, then the same with activation checkpointing."""
     own = load.engine
-    stages = [own.stage]
+    stages: list[int] = [own.stage]
     if own.kind == "zero" and load.world > 1:
         stages += range(own.stage + 1, 4)
     for checkpointing in sorted({own.activation_checkpointing, True}):

@@ -87,6 +87,9 @@ def _time(plan: RunPlan) -> list[tuple[str, str, str]]:
     ]
     if plan.read_mib_per_s is not None:
         lines.append(("reading", f"{plan.read_mib_per_s:,.0f} MiB/s", "from the shards, over all ranks"))
+    if plan.network_gb_per_s:
+        detail = "sent by each rank, so that nothing waits for the network"
+        lines.append(("network", f"{plan.network_gb_per_s:,.3g} GB/s", detail))
     if plan.price is not None:
         lines.append(("price", f"{plan.price:,.2f}", f"for {plan.device_hours:,.4g} device-hours"))
     return lines

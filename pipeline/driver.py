@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,7 +87,15 @@ class Driver:
             Busy: another driver took the run over.
         """
         write_atomic(self.run.config, dump_config(self.config).encode())
-        self._log({"event": "run", "state": "started", "name": self.config.name, "commit": _commit()})
+        self._log(
+            {
+                "event": "run",
+                "state": "started",
+                "name": self.config.name,
+                "version": metadata.version("vitline"),
+                "commit": _commit(),
+            }
+        )
         due = [item for item in planned if item.state == "due"]
         _set_aside(self.run, due)
         for item in planned:

@@ -26,6 +26,9 @@ ROOMS = {
     "pipeline.gang": 4,
     "pipeline.cluster": 4,
     "pipeline.tracking": 4,
+    "pipeline.tracking_pass": 4,
+    "pipeline.tracking_state": 4,
+    "pipeline.tracking_uri": 4,
     "pipeline.report": 4,
     "pipeline.graph": 3,
     "pipeline.transfer": 2,
@@ -42,6 +45,8 @@ SHARED = {
     "pipeline.config_io",
     "pipeline.lease",
 }
+# One room of several files; only `tracking` knows MLflow.
+TRACKING = {"pipeline.tracking", "pipeline.tracking_pass", "pipeline.tracking_state", "pipeline.tracking_uri"}
 # Each of these libraries belongs to the files that own it.
 OWNERS = {
     "ray": {"pipeline/gang.py", "pipeline/fanout.py", "pipeline/cluster.py", "launch/"},
@@ -83,7 +88,7 @@ def test_imports_go_down_only(path: Path) -> None:
         if module.split(".")[0] not in PACKAGES:
             continue
         there = room_of(module)
-        if there is None or there == here or here is None:
+        if there is None or there == here or here is None or {there, here} <= TRACKING:
             continue
         if there in SHARED:
             assert here != "model", f"{path} imports {module}: model stands alone"

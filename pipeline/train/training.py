@@ -15,6 +15,7 @@ from model.interface import ImageModel
 from pipeline.config import TrainJob
 from pipeline.data.loader import EvalLoader, TrainLoader
 from pipeline.data.view import View, open_view
+from pipeline.errors import ConfigError
 from pipeline.train.attempt import Attempt
 from pipeline.train.average import PolyakAverage
 from pipeline.train.checkpoint import Checkpoint
@@ -54,6 +55,12 @@ def run_training(job: TrainJob, attempt: Attempt) -> Result:
     settings, world = job.settings, attempt.world
     began = time.monotonic()
     view = open_view(job.data, attempt.run)
+    if view.multi_label and settings.loss == "softmax":
+        raise ConfigError(
+            "samples with several labels, and loss softmax",
+            "loss sigmoid, which asks about each class for itself",
+            "set pretrain.loss=sigmoid",
+        )
     plan = make_plan(settings, samples=view.samples, world=world.size, seed=job.seed)
     if settings.engine.self_test:
         self_test(settings.optimizer, settings.engine, world, plan.shape.accumulation)

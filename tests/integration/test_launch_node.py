@@ -148,7 +148,7 @@ def nodes(tmp_path: Path) -> Iterator[Callable[..., Nodes]]:
 
 @pytest.mark.ray
 def test_two_nodes_end_with_the_drivers_code_and_leave_nothing(nodes: Callable[..., Nodes]) -> None:
-    two = nodes(2, code=4)
+    two = nodes(2, code=4, seconds=3)
     wanted = node_ray.preferred_port(two.job)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", wanted))
@@ -157,6 +157,9 @@ def test_two_nodes_end_with_the_drivers_code_and_leave_nothing(nodes: Callable[.
         two.start(1)
         time.sleep(2)
         two.start(0)
+        two.wait_for("driver")
+        temps = list(Path("/tmp").glob(f"{two.temp_name()}*"))
+        assert [stat.S_IMODE(temp.stat().st_mode) for temp in temps] == [0o700, 0o700]
         assert two.codes() == [4, 4], two.text(0) + two.text(1)
     head = read_json(two.meet / "head.json")
     assert head is not None

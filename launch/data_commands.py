@@ -1,0 +1,168 @@
+"""The commands `vitline data …`; what they do is imported when they run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+data_app = typer.Typer(no_args_is_help=True, help="Shows, checks and adopts datasets.")
+
+ConfigPath = Annotated[Path, typer.Argument(help="configuration file, as configs/demo.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings, as pretrain.batch=256")]
+Dataset = Annotated[Path, typer.Argument(help="directory with a manifest.json, as runs/demo/jobs/DIGEST")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
+
+
+@data_app.command("order")
+def order(
+    config: ConfigPath,
+    step: Annotated[
+        int, typer.Option(min=0, help="number of the batch, from 0; step t + 1 of the log consumes batch t")
+    ],
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, help="also say which rank reads each sample")] = 1,
+) -> None:
+    """Print the sample ids of one pre-training batch as JSON lines.
+
+    Example: vitline data order configs/demo.yaml --step 500 --ranks 2
+    """
+    from launch.order import print_order
+    from pipeline.config_io import load_config
+
+    print_order(load_config(config, overrides or []), step, ranks)
+
+
+@data_app.command("index")
+def index(
+    train: Annotated[str, typer.Argument(help="shards of train, as 'shards/train-{0000..0009}.tar'")],
+    test: Annotated[str, typer.Argument(help="shards of test")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="where manifest and indexes go")],
+    as_json: Json = False,
+) -> None:
+    """Adopt shards that others wrote: one pass over each, manifest and indexes, nothing is copied.
+
+    Example: vitline data index 'train-{00..09}.tar' 'test-{00..01}.tar' --to imagenet
+    """
+    from pipeline.config import WebdatasetSource
+    from pipeline.data.write import prepare
+
+    source = WebdatasetSource(source="webdataset", train=train, test=test)
+    manifest = prepare(source, to)
+    splits = {name: split.samples for name, split in manifest.splits.items()}
+    found = {"directory": str(to), "classes": len(manifest.classes), "samples": splits}
+    typer.echo(json.dumps(found) if as_json else _lines(found))
+
+
+@data_app.command("verify")
+def verify(
+    dataset: Dataset,
+    images: Annotated[bool, typer.Option(help="decode each image too")] = True,
+    as_json: Json = False,
+) -> None:
+    """Check a dataset: every shard there and unchanged, every index right, every image readable.
+
+    Example: vitline data verify runs/demo/jobs/DIGEST
+    """
+    from dataclasses import asdict
+
+    from pipeline.data.verify import verify as check
+    from pipeline.errors import DataError
+
+    found = check(dataset, images=images)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+    else:
+        typer.echo(f"{found.samples} samples looked at, {len(found.problems)} problems")
+        for problem in found.problems[:20]:
+            typer.echo(f"  {problem.split} {problem.shard} {problem.key}: {problem.reason}")
+    if found.problems:
+        first = found.problems[0]
+        where = f"{first.shard} {first.key}".strip()
+        raise DataError(
+            f"{len(found.problems)} problems in {dataset}, the first: {where}: {first.reason}",
+            "the shards and images that the manifest describes",
+            "restore the shards, or remove the job's directory and prepare the dataset again",
+        )
+
+
+@data_app.command("show")
+def show(
+    dataset: Dataset,
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="draw some images of train here")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="for the figure of how well batches mix")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Show what a dataset holds: samples, classes, sizes, and how well the order mixes them.
+
+    Example: vitline data show runs/demo/jobs/DIGEST --sheet images.png
+    """
+    from pipeline.config import DataView, OrderSettings
+    from pipeline.data.manifest import load_manifest
+    from pipeline.data.show import contact_sheet, mixing, summary
+    from pipeline.data.view import View, open_view
+
+    root = dataset.resolve()
+    splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+    views: dict[str, View] = {
+        name: open_view(DataView(path=root.name, split=name), root.parent)
+        for name in splits
+        if name in load_manifest(root).splits
+    }
+    found: dict[str, Any] = summary(root, views)
+    found["mixing"] = mixing(views["train"], OrderSettings(), seed=0, batch=batch)
+    if sheet is not None:
+        contact_sheet(sheet, views["train"])
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    found["classes"] = len(found["classes"])
+    for split in found["splits"].values():
+        counts = split.pop("per_class")
+        split["per_class"] = f"{min(counts)} to {max(counts)}"
+    typer.echo(_lines(found))
+
+
+@data_app.command("duplicates")
+def duplicates(
+    first: Dataset,
+    second: Dataset,
+    bits: Annotated[int, typer.Option(min=0, max=16, help="of 64, by which hashes may differ")] = 6,
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="draw the pairs here")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find images of one dataset's train split that stand in another's test split, exactly or nearly.
+
+    Example: vitline data duplicates runs/demo/jobs/DIGEST runs/demo/jobs/OTHER --sheet pairs.png
+    """
+    from dataclasses import asdict
+
+    from pipeline.config import DataView
+    from pipeline.data.duplicates import find_duplicates, pair_sheet
+    from pipeline.data.view import open_view
+
+    a = open_view(DataView(path=first.resolve().name, split="train"), first.resolve().parent)
+    b = open_view(DataView(path=second.resolve().name, split="test"), second.resolve().parent)
+    pairs = find_duplicates(a, b, bits=bits)
+    if sheet is not None and pairs:
+        pair_sheet(sheet, pairs, a, b)
+    if as_json:
+        typer.echo(json.dumps([asdict(pair) for pair in pairs]))
+        return
+    exact = sum(pair.exact for pair in pairs)
+    typer.echo(f"{len(pairs)} pairs, {exact} of them the same bytes")
+    for pair in pairs[:20]:
+        typer.echo(f"  train {a.key(pair.first)} ~ test {b.key(pair.second)}: {pair.bits} bits differ")
+
+
+def _lines(value: dict[str, Any], indent: str = "") -> str:
+    """Nested values as plain lines."""
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, dict):
+            lines += [f"{indent}{key}:", _lines(item, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {item}")
+    return "\n".join(lines)

@@ -1,0 +1,170 @@
+"""What a plan says, against arithmetic done by hand and against what really happens."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from launch.plan import plan_config
+from launch.plan_answer import Given
+from launch.plan_devices import GIB, find_device
+from launch.plan_show import duration, plan_json, print_plan
+from launch.plan_time import measure_run
+from pipeline.config_io import load_config
+from pipeline.errors import ConfigError, UserError
+from tests.helpers.synthetic_run import synthetic_config, write_synthetic_run
+
+ROOT = Path(__file__).resolve().parents[3]
+DEMO = ROOT / "configs" / "demo.yaml"
+RUNS = sorted((ROOT / "configs" / "runs").glob("*.yaml"))
+
+
+def plan(*overrides: str, **given: Any) -> Any:
+    return plan_config(load_config(DEMO, [*overrides, "root=nowhere"]), Given(**given))
+
+
+def test_the_training_is_what_the_settings_say() -> None:
+    training = plan().training
+    assert (training.steps, training.images, training.epochs) == (1000, 128_000, 6.4)
+    assert (training.micro_batch, training.accumulation, training.classes) == (64, 1, 200)
+    # 17 tokens of width 128, 6 blocks, patches of 8: by hand.
+    block = 17 * (4 * 128**2 + 2 * 128 * 512) + 2 * 17**2 * 128
+    assert training.macs == 16 * 3 * 64 * 128 + 6 * block
+    assert training.exaflops == pytest.approx(6 * training.macs * 128_000 / 1e18)
+
+
+def test_nodes_and_gpus_make_the_gang_and_its_device() -> None:
+    found = plan("pretrain.batch=4096", nodes=2, gpus_per_node=8)
+    assert (found.workers, found.device.name, found.training.micro_batch) == (16, "h100", 256)
+    assert any("taken to be h100" in line for line in found.assumptions)
+
+
+def test_a_batch_that_does_not_divide_is_refused_as_the_run_would() -> None:
+    with pytest.raises(ConfigError, match="does not divide"):
+        plan(nodes=3, gpus_per_node=1)
+
+
+def test_a_given_speed_and_price_are_taken_as_they_are() -> None:
+    found = plan(images_per_s=64.0, price=2.0)
+    assert found.hours == pytest.approx(128_000 / 64 / 3600)
+    assert found.rate.how.startswith("given")
+    assert found.price == pytest.approx(2.0 * found.device_hours)
+    assert found.device_hours == pytest.approx(2 * found.hours + found.transfer.device_hours)
+
+
+def test_an_assumed_speed_says_device_share_and_source() -> None:
+    found = plan("pretrain.engine.precision=bf16", device="a100", mfu=0.5)
+    assert found.rate.images_per_s == pytest.approx(2 * 312e12 * 0.5 / (6 * found.training.macs))
+    assert "50% of a100's 312 TFLOP/s in bf16" in found.rate.how
+    assert "data sheet" in found.rate.how
+
+
+def test_recomputing_costs_a_third_more() -> None:
+    own = plan(device="h100")
+    recomputing = plan("pretrain.engine.activation_checkpointing=true", device="h100")
+    assert recomputing.rate.images_per_s == pytest.approx(own.rate.images_per_s * 3 / 4)
+    assert recomputing.memory.activations < own.memory.activations
+
+
+def test_a_measured_run_is_scaled_to_more_ranks_and_said_so(tmp_path: Path) -> None:
+    config = synthetic_config(tmp_path)
+    made = write_synthetic_run(config)
+    found = measure_run(made.run.path)
+    assert found is not None
+    assert (found.world, found.images_per_s) == (1, 400.0)
+    again = plan_config(config, Given())
+    assert again.rate.images_per_s == pytest.approx(400.0)
+    assert "measured in" in again.rate.how
+    twice = plan_config(config, Given(nodes=2))
+    # Two ranks need the engine that can join them; the synthetic run's default can.
+    assert twice.rate.images_per_s == pytest.approx(800.0)
+    assert "scaled in proportion to 2" in twice.rate.how
+
+
+def test_a_directory_without_a_training_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no pre-training"):
+        plan(measured=tmp_path)
+
+
+def test_an_unknown_device_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match="h100, h200"):
+        find_device("h1000")
+
+
+def test_epochs_of_an_unknown_dataset_need_its_size() -> None:
+    shards = 'datasets.new={source: webdataset, train: "a-{0..3}.tar", test: b.tar}'
+    with pytest.raises(UserError, match="--train-samples"):
+        plan(shards, "pretrain.dataset=new", "pretrain.duration=2 epochs")
+    found = plan(shards, "pretrain.dataset=new", "pretrain.duration=2 epochs", train_samples=1280, classes=7)
+    assert (found.training.steps, found.training.classes) == (20, 7)
+
+
+def test_what_cannot_fit_is_said_with_the_nearest_that_does() -> None:
+    overrides = ("pretrain.batch=65536", "pretrain.engine.precision=bf16")
+    found = plan(*overrides, device="h100", memory_gib=8.0)
+    assert found.fits is False
+    assert any("does not fit" in line for line in found.warnings)
+    assert found.nearest is not None
+    again = plan(*overrides, *found.nearest.overrides, device="h100", memory_gib=8.0)
+    assert again.fits
+    assert again.memory.total == found.nearest.memory.total <= 8 * GIB
+
+
+def test_json_holds_all_that_the_text_shows() -> None:
+    found = plan("pretrain.batch=65536", device="h100", memory_gib=4.0, price=1.0)
+    value = json.loads(json.dumps(plan_json(found)))
+    assert value["memory"]["total"] == found.memory.total
+    assert value["nearest"]["overrides"] == list(found.nearest.overrides)
+    console = Console(record=True, width=160, file=io.StringIO())
+    print_plan(found, console)
+    text = console.export_text()
+    for piece in (f"{found.training.parameters:,} parameters", "exaFLOPs", "do this:", "assumed:", "price"):
+        assert piece in text
+
+
+@pytest.mark.parametrize(
+    "hours, text", [(0.001, "3.6 s"), (0.5, "30.0 min"), (5, "5.0 h"), (240, "10.0 days")]
+)
+def test_durations_read_as_people_say_them(hours: float, text: str) -> None:
+    assert duration(hours) == text
+
+
+# ---------------------------------------------------------------- the runs that are shipped
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_shipped_runs_load_fit_and_say_what_to_expect(path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem
+    classes = 21_843 if path.stem.endswith("i21k") else 1000
+    share = 0.15 if path.stem.startswith("bit") else None
+    found = plan_config(config, Given(classes=classes, device="h100", mfu=share))
+    assert found.fits
+    assert not found.warnings
+    head = "".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    for word in ("vitline run configs/runs/" + path.name, "Hardware:", "an estimate", "Expected:"):
+        assert word in head, f"{path.name}: no {word!r} in its head"
+    assert duration(found.hours) in head, f"{path.name}: the plan says {duration(found.hours)}"
+
+
+def test_shipped_runs_are_those_of_the_paper() -> None:
+    """Parameters of the paper specification's table, exaFLOPs of Table 6 scaled to ImageNet-21k."""
+    known = {
+        "vit_b16_i21k": (103_186_515, 17.563),
+        "vit_b32_i21k": (104_843_091, 4.408),
+        "vit_l16_i21k": (326_740_307, 61.554),
+        "vit_l32_i21k": (328_949_075, 15.377),
+        "vit_h14_i21k": (660_385_363, 167.294),
+        "bit_r50x1_i21k": (68_256_659, 4.087),
+    }
+    for name, (parameters, gmacs) in known.items():
+        config = load_config(ROOT / "configs" / "runs" / f"{name}.yaml")
+        training = plan_config(config, Given(classes=21_843)).training
+        assert training.parameters == parameters
+        assert training.macs / 1e9 == pytest.approx(gmacs, abs=1e-3)
+        assert training.steps * 4096 == pytest.approx(90 * 14.2e6, rel=1e-3)
