@@ -29,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Pre-trains Vision Transformers and shows what the pre-training bought.",
 )
+bench_app = typer.Typer(no_args_is_help=True, help="Measures side by side with peers.")
 config_app = typer.Typer(no_args_is_help=True, help="Shows settings and their schema.")
 
 ConfigPath = Annotated[Path, typer.Argument(help="configuration file, as configs/demo.yaml")]
@@ -162,10 +163,28 @@ def config_schema() -> None:
     typer.echo(json.dumps(RunConfig.model_json_schema(), indent=1))
 
 
+# ---------------------------------------------------------------- bench
+
+
+@bench_app.command(
+    "model",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def bench_model(context: typer.Context) -> None:
+    """Time our ViT against timm's and torchvision's, forward and backward; --help names the options.
+
+    Example: vitline bench model --model vit_s16 --batch 32
+    """
+    from launch.bench.model import main as bench
+
+    bench(context.args)
+
+
 # In the order of `vitline --help`.
 app.command("compare")(compare)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
+app.add_typer(bench_app, name="bench")
 plan_commands.register(app)
 launch_commands.register(app)

@@ -68,7 +68,7 @@ def plan_config(config: RunConfig, given: Given) -> RunPlan:
         training.micro_batch,
         world,
         settings.engine,
-        moments_of(settings.optimizer),
+        moments_of(settings),
         device.name != "cpu",
     )
     memory = memory_of(network, training.parameters, load)
@@ -85,7 +85,7 @@ def plan_config(config: RunConfig, given: Given) -> RunPlan:
         rate = held_by_decoding(rate, world * settings.threads)
     hours = training.images / rate.images_per_s / 3600
     transfer = plan_transfer(config, run, planned, sizes, device, rate if rate.measured else None, given.mfu)
-    disk = _disk(config, training, moments_of(settings.optimizer), sizes, transfer)
+    disk = _disk(config, training, moments_of(settings), sizes, transfer)
     device_hours = world * hours + transfer.device_hours
     return RunPlan(
         name=config.name,
@@ -212,7 +212,8 @@ def _disk(
         data=None if any(size is None for size in data) else sum(size or 0 for size in data),
         checkpoint=checkpoint,
         checkpoints=checkpoint * (settings.checkpoint.keep + 1),
-        weights=4 * training.parameters,
+        # The weights of the last step are kept beside an average.
+        weights=4 * training.parameters * (1 if settings.average is None else 2),
         sample_log=_SAMPLE_LOG_BYTES * training.images if settings.log_samples else 0,
         transfer=transfer.disk_bytes,
     )

@@ -1,6 +1,7 @@
 """Memory of one rank, in parts, before anything starts.
 
-States, in bytes, for P parameters, W ranks and k moments (Adam 2, SGD with momentum 1). Parameters,
+States, in bytes, for P parameters, W ranks and k moments (Adam 2, SGD with momentum 1, one more for a Polyak
+average). Parameters,
 gradients, masters and moments are float32 in every precision that vitline trains in (bf16 is autocast):
 
     engine     parameters   gradients   masters   moments      buffers
@@ -43,7 +44,7 @@ from model.resnet import BiTRoot, StandardisedConv
 from model.stem import StemRoot
 from model.vit import ViT
 from model.zoo import build
-from pipeline.config import EngineSettings, OptimizerSettings
+from pipeline.config import EngineSettings, TrainSettings
 
 _BUCKET, _LIVE = 500_000_000, 1_000_000_000  # DeepSpeed's defaults, elements
 _GPU_RESERVE, _CPU_RESERVE = 2 * 2**30, 2**29
@@ -85,8 +86,11 @@ class Memory:
         return self.parameters + self.gradients + self.masters + self.moments
 
 
-def moments_of(optimizer: OptimizerSettings) -> int:
-    return 2 if optimizer.name == "adam" else int(optimizer.momentum > 0)
+def moments_of(settings: TrainSettings) -> int:
+    """Tensors that are kept for each parameter beside its master: moments, and the Polyak average."""
+    optimizer = settings.optimizer
+    moments = 2 if optimizer.name == "adam" else int(optimizer.momentum > 0)
+    return moments + (settings.average is not None)
 
 
 def memory_of(config: ModelConfig, parameters: int, load: Load) -> Memory:

@@ -126,7 +126,7 @@ def _dataset(
         representation=settings.model.representation,
         **settings.model.options,
     )
-    parameters, moments = count_parameters(network), moments_of(settings.optimizer)
+    parameters, moments = count_parameters(network), moments_of(settings)
     samples = min(config.transfer.protocol.train_samples or size.train or 1, size.train or 10**12)
     images = to_steps(settings.duration, batch=settings.batch, samples=samples) * settings.batch
     jobs = sum(

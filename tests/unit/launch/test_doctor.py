@@ -42,7 +42,8 @@ def test_a_node_says_what_it_is_and_raises_nothing(tmp_path: Path) -> None:
 
 
 def test_gpus_are_read_from_the_tools_table() -> None:
-    table = "NVIDIA H100 80GB HBM3, 570.86, 81559, 4, 0, Not Active\nNVIDIA H100 80GB HBM3, 570.86, 81559, 0, [N/A], Active\n"
+    first = "NVIDIA H100 80GB HBM3, 570.86, 81559, 4, 0, Not Active"
+    table = f"{first}\nNVIDIA H100 80GB HBM3, 570.86, 81559, 0, [N/A], Active\n"
     found = gpus(lambda command: table)
     assert [gpu["memory.used"] for gpu in found] == ["4", "0"]
     assert found[1]["clocks_throttle_reasons.hw_slowdown"] == "Active"
@@ -79,9 +80,7 @@ from ray.cluster_utils import Cluster
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 cluster.add_node(num_cpus=1)
-code = "import typer, sys; from launch.plan_commands import register; from pipeline.errors import VitlineError\\n"
-code += "app = typer.Typer(); register(app)\\ntry:\\n  app()\\nexcept VitlineError as e:\\n  sys.exit(e.exit_code)"
-command = [sys.executable, "-c", code, "doctor", sys.argv[1], "root=" + sys.argv[2], "--json"]
+command = [sys.executable, "-m", "launch", "doctor", sys.argv[1], "root=" + sys.argv[2], "--json"]
 done = subprocess.run([*command, "--address", cluster.address], capture_output=True, text=True)
 open_to_all = subprocess.run([*command, "--quick", "--allow-open-ray", "--address", cluster.address],
                              capture_output=True, text=True)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from launch.cli import app
 from launch.plan import plan_config
 from launch.plan_answer import Given
 from launch.plan_devices import GIB, find_device
@@ -25,7 +27,8 @@ RUNS = sorted((ROOT / "configs" / "runs").glob("*.yaml"))
 
 
 def plan(*overrides: str, **given: Any) -> Any:
-    return plan_config(load_config(DEMO, [*overrides, "root=nowhere"]), Given(**given))
+    own = ["root=nowhere", "pretrain.duration=1000 steps", "pretrain.batch=128"]
+    return plan_config(load_config(DEMO, [*own, *overrides]), Given(**given))
 
 
 def test_the_training_is_what_the_settings_say() -> None:
@@ -150,6 +153,15 @@ def test_shipped_runs_load_fit_and_say_what_to_expect(path: Path) -> None:
     for word in ("vitline run configs/runs/" + path.name, "Hardware:", "an estimate", "Expected:"):
         assert word in head, f"{path.name}: no {word!r} in its head"
     assert duration(found.hours) in head, f"{path.name}: the plan says {duration(found.hours)}"
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_shipped_runs_say_what_would_run(path: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["run", str(path), f"root={tmp_path}", "--dry-run", "--json"])
+    assert done.exit_code == 0, done.output
+    jobs = {job["name"]: job["state"] for job in json.loads(done.stdout)}
+    assert jobs["pretrain"] == "due"
+    assert not list(tmp_path.iterdir()), "a dry run writes nothing"
 
 
 def test_shipped_runs_are_those_of_the_paper() -> None:

@@ -110,6 +110,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, TrainJob]
             batch=6,
             engine=EngineSettings(kind="plain", self_test=False),
             checkpoint=CheckpointSettings(every="1 steps", keep=2),
+            average=0.99,
         ),
         seed=0,
     )
@@ -124,7 +125,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, TrainJob]
 def test_checkpoints_hold_exactly_the_bytes_of_the_plan(trained: tuple[RunDir, TrainJob]) -> None:
     run_dir, job = trained
     config = model_config("vit_ti8", num_classes=4, image_size=16, **MODEL)
-    predicted = checkpoint_bytes(count_parameters(config), moments_of(job.settings.optimizer))
+    predicted = checkpoint_bytes(count_parameters(config), moments_of(job.settings))
     files = sorted(run_dir.job("aaaa").checkpoints.glob("step-*/*.safetensors"))
     assert len(files) == job.settings.checkpoint.keep
     for file in files:
@@ -135,8 +136,16 @@ def test_checkpoints_hold_exactly_the_bytes_of_the_plan(trained: tuple[RunDir, T
 
 
 def test_momentum_alone_takes_one_tensor_less() -> None:
-    assert moments_of(OptimizerSettings(name="sgd", momentum=0.9)) == 1
-    assert moments_of(OptimizerSettings(name="sgd", momentum=0)) == 0
+    def moments(average: float | None = None, **optimizer: Any) -> int:
+        model, optimizer_settings = ModelSettings(name="vit_ti16"), OptimizerSettings(**optimizer)
+        return moments_of(
+            TrainSettings(
+                model=model, duration="1 steps", batch=1, optimizer=optimizer_settings, average=average
+            )
+        )
+
+    assert [moments(name="sgd"), moments(name="sgd", momentum=0)] == [1, 0]
+    assert [moments(), moments(average=0.9999)] == [2, 3]
     assert checkpoint_bytes(10, 1) == 80
 
 
