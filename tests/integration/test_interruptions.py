@@ -29,6 +29,7 @@ PRETRAIN_ONLY = [
     "transfer.starts=[pretrained]",
     "transfer.protocol.learning_rates=[0.1]",
     "transfer.protocol.duration=1 steps",
+    "tracking.enabled=false",
     # Long enough to be caught in the middle.
     "pretrain.duration=60 steps",
 ]

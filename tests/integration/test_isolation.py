@@ -24,6 +24,7 @@ def test_one_failed_dataset_does_not_stop_the_others(vitline: Callable[..., Any]
         "pretrain.gang.workers=1",
         "transfer.seeds=[0]",
         "transfer.protocol.learning_rates=[0.1]",
+        "tracking.enabled=false",
         # More than `count` has, and not more than `digits`.
         "transfer.protocol.train_samples=300",
     )

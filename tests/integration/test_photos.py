@@ -26,6 +26,7 @@ SHORT = [
     "transfer.protocol.optimizer.warmup=1 steps",
     "transfer.seeds=[0]",
     "transfer.protocol.learning_rates=[0.03]",
+    "tracking.enabled=false",
 ]
 
 

@@ -16,7 +16,7 @@ from launch.plan import plan_config
 from launch.plan_answer import Given
 from launch.plan_devices import GIB, find_device
 from launch.plan_show import duration, plan_json, print_plan
-from launch.plan_time import measure_run
+from launch.plan_time import Measurement, measure_run, measured_rate
 from pipeline.config_io import load_config
 from pipeline.errors import ConfigError, UserError
 from tests.helpers.synthetic_run import synthetic_config, write_synthetic_run
@@ -87,6 +87,15 @@ def test_a_measured_run_is_scaled_to_more_ranks_and_said_so(tmp_path: Path) -> N
     # Two ranks need the engine that can join them; the synthetic run's default can.
     assert twice.rate.images_per_s == pytest.approx(800.0)
     assert "scaled in proportion to 2" in twice.rate.how
+
+
+def test_a_measurement_on_four_ranks_is_divided_by_four() -> None:
+    settings = load_config(DEMO).pretrain
+    found = Measurement("x", settings.model.name, settings.image_size, "float32", 4, 1000.0, 6e6)
+    rate = measured_rate(found, 12e6, settings, find_device("cpu"), 2)
+    # Half the ranks, twice the operations an image.
+    assert rate.images_per_s == pytest.approx(250.0)
+    assert rate.mfu == pytest.approx(250 * 12e6 / (2 * 0.08e12))
 
 
 def test_a_directory_without_a_training_is_refused(tmp_path: Path) -> None:

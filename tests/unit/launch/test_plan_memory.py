@@ -55,8 +55,8 @@ def kept(name: str, images: int, size: int, checkpointing: bool, **options: Any)
     [
         ("vit_ti16", False, 0.02, {}),
         ("vit_ti16", False, 0.03, {"pool": "gap"}),
-        ("bit_r50x1", False, 0.05, {}),
-        ("bit_r50x1", True, 0.10, {}),
+        pytest.param("bit_r50x1", False, 0.05, {}, marks=pytest.mark.slow),
+        pytest.param("bit_r50x1", True, 0.10, {}, marks=pytest.mark.slow),
         ("r26_vit_s32", False, 0.25, {"depth": 2}),
         ("r_vit_ti16", False, 0.10, {"depth": 2}),
     ],
