@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 from pipeline.errors import EnvironmentUnfit
 from pipeline.rundir import RunDir
 
@@ -30,6 +32,9 @@ _ENVIRONMENT = {
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "5",
 }
+
+
+_END_S = 5.0
 
 
 @contextlib.contextmanager
@@ -50,6 +55,7 @@ def connect(run: RunDir, address: str | None) -> Iterator[Callable[[], dict[str,
         _own_token(run.launch / "ray_token")
         # Sockets of Unix have short names, so not inside the run's directory.
         temporary = tempfile.mkdtemp(prefix="vitline-ray-")
+    before = set(psutil.Process().children(recursive=True))
     # Only now: importing Ray reads the environment.
     import ray
 
@@ -73,9 +79,20 @@ def connect(run: RunDir, address: str | None) -> Iterator[Callable[[], dict[str,
     try:
         yield lambda: {name: float(amount) for name, amount in ray.cluster_resources().items()}
     finally:
+        started = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
         if temporary is not None:
+            _end(started)
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _end(processes: set[psutil.Process]) -> None:
+    """Ray's own processes end with it; now and then an actor's does not (a controller of Ray Train was
+    found alive ten minutes after its cluster)."""
+    _, alive = psutil.wait_procs(list(processes), timeout=_END_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _own_token(path: Path) -> None:

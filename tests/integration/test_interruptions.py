@@ -153,7 +153,11 @@ def test_a_signal_saves_ends_with_75_and_leaves_no_process(
     stopped = next(e["step"] for e in read_events(job.events)[0] if e["event"] == "stopped")
     assert (job.checkpoints / f"step-{stopped:09d}" / "COMPLETE").exists()
     again = vitline("run", str(SMALL), f"root={tmp_path}", *PRETRAIN_ONLY)
+    wait_for(lambda: last_step(tmp_path / "small") > stopped)
+    started = again.descendants()
     assert again.wait() == 0, again.text
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive, [process.cmdline() for process in alive]
     check_equal(tmp_path / "small", undisturbed)
 
 
