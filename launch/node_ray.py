@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.cluster import _ENVIRONMENT as RAY_ENVIRONMENT
+from pipeline.cluster import RAY_ENVIRONMENT
 
 _STOP_S = 20.0
 _PR_SET_PDEATHSIG = 1

@@ -19,7 +19,7 @@ import psutil
 from pipeline.errors import EnvironmentUnfit
 from pipeline.rundir import RunDir
 
-_ENVIRONMENT = {
+RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Metrics agents and log forwarding would cost a core of a small machine; our ranks log to files.
     "RAY_enable_metrics_collection": "0",
@@ -48,7 +48,7 @@ def connect(run: RunDir, address: str | None) -> Iterator[Callable[[], dict[str,
     Raises:
         EnvironmentUnfit: the cluster does not answer, or refuses the token.
     """
-    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in RAY_ENVIRONMENT.items() if name not in os.environ})
     address = address or os.environ.get("RAY_ADDRESS")
     temporary: str | None = None
     if address is None:

@@ -109,10 +109,10 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _layers(path: Path, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
     """What is merged, later over earlier: the base, the file, each override."""
-    own = _read_yaml(path)
+    own = read_yaml(path)
     base_name = own.pop("extends", None)
     if base_name is not None:
-        base = _read_yaml(path.parent / str(base_name))
+        base = read_yaml(path.parent / str(base_name))
         if "extends" in base:
             raise ConfigError(
                 f"{base_name} itself extends {base['extends']}",
@@ -125,7 +125,8 @@ def _layers(path: Path, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield _parse_override(override)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, read strictly: no key twice, no interpolation. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -181,7 +182,7 @@ def _inline_file(layer: dict[str, Any], key: str, directory: Path) -> bool:
         node = node.get(name) if isinstance(node, dict) else None
     if not (isinstance(node, dict) and isinstance(node.get(last), str)):
         return False
-    node[last] = _read_yaml(directory / node[last])
+    node[last] = read_yaml(directory / node[last])
     return True
 
 

@@ -45,12 +45,6 @@ class Fanout:
         ended, _ = ray.wait(list(self._tasks), num_returns=1, timeout=timeout_s)
         return [_outcome(task, self._tasks.pop(task)) for task in ended]
 
-    def cancel(self) -> None:
-        """End what does not listen any more."""
-        for task in self._tasks:
-            ray.cancel(task, force=True)
-        self._tasks.clear()
-
 
 def _run(run_dir: str, digest: str) -> None:
     # Imported where the work is done; the driver needs no PyTorch.
