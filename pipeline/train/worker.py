@@ -3,7 +3,7 @@
     python -m pipeline.train.worker RUN/jobs/DIGEST/job.json     a process of its own; torchrun starts several
     run(RUN, DIGEST)                                             inside a process of somebody else's (Ray)
 
-job.json says what to do (pipeline/config.py: TrainJob, EvaluateJob). result.json, written last by rank 0,
+job.json says what to do (pipeline/config/work.py: TrainJob, EvaluateJob). result.json, written last by rank 0,
 says that it is done. An attempt can be killed at any moment; the next one goes on from the last complete
 checkpoint. Exit codes are those of pipeline/errors.py; 75 means stopped on request.
 """
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import model
 import pipeline.errors
@@ -70,11 +71,13 @@ def run(
     return _run(job_dir, run_dir, digest, StopSwitch(job_dir.stop, stop_asked, stop_after_s), device)
 
 
-def _run(job_dir: JobDir, run_dir: Path, digest: str, stop: StopSwitch, device: str | None) -> dict[str, Any]:
+def _run(
+    job_dir: JobDir, run_dir: Path, digest: str, stop: StopSwitch, device: str | None, leave: bool = True
+) -> dict[str, Any]:
     description = read_job(job_dir)
     work = description["work"]
     zero = isinstance(work, TrainJob) and work.settings.engine.kind == "zero"
-    with join_world(device, needs_group=zero) as world:
+    with join_world(device, needs_group=zero, leave=leave) as world:
         done: dict[str, Any] | None = world.from_first(job_dir.read_result())
         if done is not None:
             return done
@@ -185,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_one_root()
         with signals_turn_on(stop):
-            _run(job_dir, path.parents[2], path.parent.name, stop, given.device)
+            _run(job_dir, path.parents[2], path.parent.name, stop, given.device, leave=False)
     except VitlineError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
@@ -195,5 +198,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _end(code: int) -> NoReturn:
+    """End now. All is written; taking PyTorch's and gloo's threads apart can only fail (SIGABRT was seen)."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())

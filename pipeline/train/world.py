@@ -67,12 +67,16 @@ class World:
 
 
 @contextmanager
-def join_world(device: str | None = None, *, needs_group: bool = False) -> Iterator[World]:
+def join_world(
+    device: str | None = None, *, needs_group: bool = False, leave: bool = True
+) -> Iterator[World]:
     """This process' place among the ranks; what was initialised here is ended here.
 
     Args:
         device: "cpu" or "cuda"; None takes the GPU where there is one.
         needs_group: initialise torch.distributed with one rank too, as DeepSpeed wants it.
+        leave: False for a process that ends at once and lets the system close its connections. gloo
+            closes them with a reset, which can overtake the last words that a slower rank has yet to read.
     """
     adopted = dist.is_available() and dist.is_initialized()
     rank, size, local_rank = _place(adopted)
@@ -87,7 +91,7 @@ def join_world(device: str | None = None, *, needs_group: bool = False) -> Itera
     try:
         yield World(rank, size, local_rank, where, control)
     finally:
-        if not adopted and dist.is_initialized():
+        if leave and not adopted and dist.is_initialized():
             dist.destroy_process_group()
 
 

@@ -105,8 +105,12 @@ class Ranks:
             process.wait()
 
     def wait(self) -> list[int]:
-        """Exit codes, in order of rank."""
-        return [process.wait(TIMEOUT_S) for process in self.processes]
+        """Exit codes, in order of rank; what failed ranks said goes to the test's output."""
+        codes = [process.wait(TIMEOUT_S) for process in self.processes]
+        for rank, code in enumerate(codes):
+            if code:
+                sys.stderr.write(f"rank {rank} ended with {code}: {self.errors[rank].read_text()}\n")
+        return codes
 
     def wait_for_step(self, step: int) -> None:
         end = time.monotonic() + TIMEOUT_S

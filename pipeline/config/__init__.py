@@ -1,0 +1,100 @@
+"""Every setting of a run: typed, frozen, with unit and range.
+
+One YAML file becomes one `RunConfig` (pipeline/config_io.py loads it). Unknown keys are refused.
+A job's digest is made of the settings it reads, so the classes here follow the stages.
+
+    RunConfig
+    ├── datasets: NAME → one of the sources
+    ├── pretrain: PretrainSettings (TrainSettings + dataset + gang)
+    ├── transfer: TransferSettings (protocol, datasets, seeds, starts)
+    ├── fanout, tracking
+    TrainJob, EvaluateJob      what one worker does; stages make these from the settings above
+"""
+
+from pipeline.config.base import (
+    Duration,
+    Settings,
+    to_steps,
+)
+from pipeline.config.datasets import (
+    CacheSettings,
+    DatasetSettings,
+    DigitsSource,
+    FolderSource,
+    GlyphsSource,
+    HuggingFaceSource,
+    ParquetSource,
+    SourceSettings,
+    SpritesSource,
+    TorchvisionSource,
+    WebdatasetSource,
+    WriteSettings,
+)
+from pipeline.config.reading import (
+    AugmentSettings,
+    DataMixture,
+    DataView,
+    OrderSettings,
+)
+from pipeline.config.run import (
+    ClusterSettings,
+    FanoutSettings,
+    RunConfig,
+    TrackingSettings,
+)
+from pipeline.config.train import (
+    CheckpointSettings,
+    EngineSettings,
+    GangSettings,
+    HealthSettings,
+    ModelSettings,
+    OptimizerSettings,
+    PretrainSettings,
+    TrainSettings,
+)
+from pipeline.config.transfer import (
+    Protocol,
+    TransferSettings,
+)
+from pipeline.config.work import (
+    EvaluateJob,
+    TrainJob,
+)
+
+__all__ = [
+    "AugmentSettings",
+    "CacheSettings",
+    "CheckpointSettings",
+    "ClusterSettings",
+    "DataMixture",
+    "DataView",
+    "DatasetSettings",
+    "DigitsSource",
+    "Duration",
+    "EngineSettings",
+    "EvaluateJob",
+    "FanoutSettings",
+    "FolderSource",
+    "GangSettings",
+    "GlyphsSource",
+    "HealthSettings",
+    "HuggingFaceSource",
+    "ModelSettings",
+    "OptimizerSettings",
+    "OrderSettings",
+    "ParquetSource",
+    "PretrainSettings",
+    "Protocol",
+    "RunConfig",
+    "Settings",
+    "SourceSettings",
+    "SpritesSource",
+    "TorchvisionSource",
+    "TrackingSettings",
+    "TrainJob",
+    "TrainSettings",
+    "TransferSettings",
+    "WebdatasetSource",
+    "WriteSettings",
+    "to_steps",
+]

@@ -1,0 +1,52 @@
+"""The whole of one run, and where it runs."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Settings
+from pipeline.config.datasets import DatasetSettings
+from pipeline.config.train import PretrainSettings
+from pipeline.config.transfer import TransferSettings
+
+
+class FanoutSettings(Settings):
+    cpus_per_job: float = Field(1, gt=0)
+    gpus_per_job: float = Field(0, ge=0)
+    retries: int = Field(2, ge=0, description="of a job that failed in a way that a retry can help")
+
+
+class ClusterSettings(Settings):
+    address: str | None = Field(None, description="of a running Ray cluster; None: one is started here")
+    wait_s: float = Field(60, ge=0, description="for nodes to join a cluster that is too small, seconds")
+
+
+class TrackingSettings(Settings):
+    enabled: bool = True
+    uri: str | None = Field(None, description="None: SQLite beside the run, ROOT/mlflow.db")
+    experiment: str = "vitline"
+
+
+class RunConfig(Settings):
+    """The whole of one run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also its directory's name")
+    root: str = Field("runs", description="directory that holds the runs")
+    seed: int = Field(0, ge=0)
+    datasets: dict[str, DatasetSettings] = Field(min_length=1)
+    pretrain: PretrainSettings
+    transfer: TransferSettings
+    fanout: FanoutSettings = FanoutSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @model_validator(mode="after")
+    def _datasets_exist(self) -> RunConfig:
+        for where, name in [
+            ("pretrain.dataset", self.pretrain.dataset),
+            *[("transfer.datasets", name) for name in self.transfer.datasets],
+        ]:
+            if name not in self.datasets:
+                known = ", ".join(sorted(self.datasets))
+                raise ValueError(f"{where} names {name!r}, which is not under datasets: ({known})")
+        return self

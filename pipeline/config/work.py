@@ -1,0 +1,36 @@
+"""What one worker does. Stages make these from the settings of the run; job.json holds them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.config.base import Settings
+from pipeline.config.reading import AugmentSettings, DataView
+from pipeline.config.train import TrainSettings
+
+
+class TrainJob(Settings):
+    """One training: read by pipeline/train/worker.py from job.json."""
+
+    kind: Literal["train"] = "train"
+    data: DataView
+    validate_on: DataView | None = Field(None, description="scored once, after the last step")
+    settings: TrainSettings
+    start: str | None = Field(
+        None, description="weights file to start from, relative to the run; None: scratch"
+    )
+    seed: int
+
+
+class EvaluateJob(Settings):
+    """One scoring of a trained model; opens a test split."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    data: DataView
+    weights: str = Field(description="weights file, relative to the run")
+    image_size: int
+    augment: AugmentSettings
+    batch: int = 256
+    threads: int = 1
