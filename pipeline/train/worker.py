@@ -3,8 +3,8 @@
     python -m pipeline.train.worker RUN/jobs/DIGEST/job.json     a process of its own; torchrun starts several
     run(RUN, DIGEST)                                             inside a process of somebody else's (Ray)
 
-job.json says what to do (pipeline/config/work.py: TrainJob, EvaluateJob). result.json, written last by rank 0,
-says that it is done. An attempt can be killed at any moment; the next one goes on from the last complete
+job.json says what to do (pipeline/config/work.py: TrainJob, EvaluateJob). result.json, written last by rank
+0, says that it is done. An attempt can be killed at any moment; the next one goes on from the last complete
 checkpoint. Exit codes are those of pipeline/errors.py; 75 means stopped on request.
 """
 
