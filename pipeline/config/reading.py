@@ -53,6 +53,9 @@ class AugmentSettings(Settings):
         448 / 384, ge=1, description="random_crop and centre: resized to this × image_size first"
     )
     flip: bool = Field(True, description="mirror half of the samples")
+    scaled_decode: bool = Field(
+        True, description="train: decode a JPEG at 1/2, 1/4 or 1/8 where what is shown is that much too large"
+    )
     rand_layers: int = Field(0, ge=0, description="operations of RandAugment on each sample; 0: none")
     rand_magnitude: float = Field(10, ge=0, le=20, description="of RandAugment, as big_vision counts it")
     mixup: float = Field(0, ge=0, description="parameter of the Beta distribution of shares; 0: no mixup")

@@ -6,15 +6,16 @@ enough: each writes straight into its rows of one uint8 batch. No queue, no pick
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.decode import Pixels, decode
+from pipeline.data.decode import Decoded, Pixels, decode_scaled
 from pipeline.data.mix import Pairs, mix_pixels, mix_targets
 from pipeline.data.mixture import AnyView
 
@@ -26,8 +27,18 @@ _SMALL_BYTES = 4096
 _ROWS = 16  # rows a thread takes at once; even, so that pairs stay together
 
 I64 = NDArray[np.int64]
-Augment = Callable[[Pixels, int], Pixels]
-"""(decoded image, row) → (size, size, 3) uint8"""
+
+
+class Augment(Protocol):
+    """From an image to the pixels of row `row` of a batch."""
+
+    def denominator(self, row: int, height: int, width: int) -> int:
+        """1, 2, 4 or 8: how much smaller an image of this size may be decoded."""
+        ...
+
+    def pixels(self, image: Decoded, row: int) -> Pixels:
+        """(size, size, 3) uint8"""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +105,12 @@ class Assembler:
         bad = []
         read = self._view.read_row
         for row, shard, place in zip(rows.tolist(), shards.tolist(), places.tolist(), strict=True):
-            image = decode(read(shard, place))
+            image = decode_scaled(read(shard, place), partial(augment.denominator, row))
             if isinstance(image, str):
                 bad.append((row, image))
                 pixels[row] = STAND_IN
             else:
-                pixels[row] = augment(image, row)
+                pixels[row] = augment.pixels(image, row)
         if pairs:
             lost = {row // 2 for row, _ in bad}
             for row in rows[::2].tolist():

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from pipeline.config import AugmentSettings
+from pipeline.data.decode import Decoded, Pixels
 from pipeline.data.philox import uniforms
 from pipeline.data.randaugment import DRAWS, rand_augment
 
 _CROP_TRIES = 100
 
-Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """top, left, height, width"""
 
@@ -64,25 +64,68 @@ def draw(settings: AugmentSettings, seed: int, epoch: NDArray[np.int64], sample:
     )
 
 
-def train_pixels(settings: AugmentSettings, pixels: Pixels, size: int, draws: Draws, row: int) -> Pixels:
+def train_denominator(
+    settings: AugmentSettings, shape: tuple[int, int], size: int, draws: Draws, row: int
+) -> int:
+    """The largest of 8, 4, 2 and 1 that leaves at least `size` pixels in what a training sample shows of an
+    image of `shape` (height, width): what decoding can leave out."""
+    least = size if settings.train != "random_crop" else _larger(settings, size)
+    if min(shape) < 2 * least:
+        return 1
+    shown = inception_box(settings, shape, draws, row)[2:] if settings.train == "inception" else shape
+    return next(by for by in (8, 4, 2, 1) if by == 1 or min(shown) >= by * least)
+
+
+def train_pixels(settings: AugmentSettings, image: Decoded, size: int, draws: Draws, row: int) -> Pixels:
     """(size, size, 3) uint8 of a training sample.
 
     Args:
-        pixels: (H, W, 3) decoded image.
+        image: decoded, perhaps at the scale of `train_denominator`.
         draws: of a batch; `row` is this sample's place in it.
     """
-    image = _TRAIN[settings.train](settings, pixels, size, draws, row)
+    shown = _TRAIN[settings.train](settings, image, size, draws, row)
     if settings.flip and draws.flip[row] < 0.5:
-        image = image.flip(-1)
+        shown = shown.flip(-1)
     if settings.rand_layers:
-        return rand_augment(_pixels(image), settings.rand_layers, settings.rand_magnitude, draws.rand[row])
-    return _pixels(image)
+        return rand_augment(_pixels(shown), settings.rand_layers, settings.rand_magnitude, draws.rand[row])
+    return _pixels(shown)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPixels:
+    """Rows of one training batch, for whoever decodes them."""
+
+    settings: AugmentSettings
+    size: int
+    draws: Draws
+
+    def denominator(self, row: int, height: int, width: int) -> int:
+        if not self.settings.scaled_decode:
+            return 1
+        return train_denominator(self.settings, (height, width), self.size, self.draws, row)
+
+    def pixels(self, image: Decoded, row: int) -> Pixels:
+        return train_pixels(self.settings, image, self.size, self.draws, row)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPixels:
+    """Rows of evaluated samples, always decoded whole."""
+
+    settings: AugmentSettings
+    size: int
+
+    def denominator(self, row: int, height: int, width: int) -> int:
+        return 1
+
+    def pixels(self, image: Decoded, row: int) -> Pixels:
+        return evaluation_pixels(self.settings, image.pixels, self.size)
 
 
 def evaluation_pixels(settings: AugmentSettings, pixels: Pixels, size: int) -> Pixels:
     """(size, size, 3) uint8 of an evaluated sample: resized to a square, or its centre."""
     if settings.evaluate == "centre":
-        side = max(size, round(settings.larger * size))
+        side = _larger(settings, size)
         height, width = pixels.shape[:2]
         scale = side / min(height, width)
         image = _resize(pixels, max(side, round(height * scale)), max(side, round(width * scale)))
@@ -93,24 +136,44 @@ def evaluation_pixels(settings: AugmentSettings, pixels: Pixels, size: int) -> P
     return _pixels(image)
 
 
-def _inception(settings: AugmentSettings, pixels: Pixels, size: int, draws: Draws, row: int) -> torch.Tensor:
-    top, left, height, width = inception_box(settings, pixels.shape[:2], draws, row)
-    return _resize(pixels, size, size, (top, left, height, width))
+def _larger(settings: AugmentSettings, size: int) -> int:
+    return max(size, round(settings.larger * size))
+
+
+def _inception(settings: AugmentSettings, image: Decoded, size: int, draws: Draws, row: int) -> torch.Tensor:
+    box = inception_box(settings, image.shape, draws, row)
+    if image.by > 1:
+        box = _scaled_box(box, image)
+    return _resize(image.pixels, size, size, box)
+
+
+def _scaled_box(box: Box, image: Decoded) -> Box:
+    """The same box in the scaled image, to the nearest pixel there: with the exact factor, because the
+    scaled size is rounded up."""
+    top, left, height, width = box
+    rows, columns = image.pixels.shape[:2]
+    first_row, first_column = round(top / image.by), round(left / image.by)
+    return (
+        first_row,
+        first_column,
+        min(round((top + height) / image.by), rows) - first_row,
+        min(round((left + width) / image.by), columns) - first_column,
+    )
 
 
 def _random_crop(
-    settings: AugmentSettings, pixels: Pixels, size: int, draws: Draws, row: int
+    settings: AugmentSettings, image: Decoded, size: int, draws: Draws, row: int
 ) -> torch.Tensor:
-    side = max(size, round(settings.larger * size))
+    side = _larger(settings, size)
     top, left = (int(number * (side - size + 1)) for number in draws.crop[row][:2])
-    return _resize(pixels, side, side)[:, :, top : top + size, left : left + size]
+    return _resize(image.pixels, side, side)[:, :, top : top + size, left : left + size]
 
 
-def _square(settings: AugmentSettings, pixels: Pixels, size: int, draws: Draws, row: int) -> torch.Tensor:
-    return _resize(pixels, size, size)
+def _square(settings: AugmentSettings, image: Decoded, size: int, draws: Draws, row: int) -> torch.Tensor:
+    return _resize(image.pixels, size, size)
 
 
-_TRAIN: dict[str, Callable[[AugmentSettings, Pixels, int, Draws, int], torch.Tensor]] = {
+_TRAIN: dict[str, Callable[[AugmentSettings, Decoded, int, Draws, int], torch.Tensor]] = {
     "inception": _inception,
     "random_crop": _random_crop,
     "resize": _square,

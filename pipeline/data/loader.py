@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,12 +16,14 @@ import numpy as np
 
 from pipeline.config import AugmentSettings, OrderSettings
 from pipeline.data.assemble import PADDING, Assembler, Bad, Batch, Pending
-from pipeline.data.augment import draw, evaluation_pixels, train_pixels
+from pipeline.data.augment import EvaluationPixels, TrainPixels, draw
 from pipeline.data.mix import draw_pairs
 from pipeline.data.mixture import AnyView
 from pipeline.data.order import part
+from pipeline.data.skips import Skips
 from pipeline.errors import ConfigError, DataError
 
+NO_SKIPS = Skips()
 _AHEAD = 3  # batches in the making: one is being waited for, the others cover uneven images
 
 
@@ -72,7 +73,8 @@ class _Loader:
 
 
 class TrainLoader(_Loader):
-    """This rank's part of the batches first_step … steps-1, counted from 0.
+    """This rank's part of the batches of steps first_step … steps-1, counted from 0; `skips` says which
+    batches are left out.
 
     `wait_s`: seconds spent waiting for data. `quarantine`: samples that could not be decoded; they have
     weight 0, and later positions do not shift.
@@ -93,11 +95,13 @@ class TrainLoader(_Loader):
         world: int,
         steps: int,
         first_step: int = 0,
+        skips: Skips = NO_SKIPS,
     ) -> None:
         part(np.empty(batch, dtype=np.int64), rank, world)
         super().__init__(view, image_size, threads, first_step, steps)
         self.batch = batch
         self._first_step = first_step
+        self._skips = skips
         self._size = image_size
         self._augment = augment
         self._order = view.order(order, seed)
@@ -106,13 +110,14 @@ class TrainLoader(_Loader):
         self._allowed = max(1, int(bad_samples * view.samples))
 
     def _start(self, step: int) -> Pending:
-        positions = part(self._order.batch_positions(step, self.batch), self._rank, self._world)
+        batch = self._order.batch_positions(self._skips.batch(step), self.batch)
+        positions = part(batch, self._rank, self._world)
         ids = self.view.sample_id(self._order.indices(positions))
         epochs = self._order.epochs(positions)
         draws = draw(self._augment, self._seed, epochs, ids)
         pairs = draw_pairs(self._augment, self._seed, epochs, ids, self._size)
         pending = self._assembler.start(
-            step, ids, partial(self._pixels, draws), pairs=pairs, soft=self.view.multi_label
+            step, ids, TrainPixels(self._augment, self._size, draws), pairs=pairs, soft=self.view.multi_label
         )
         ahead = self._order.next_window(positions)
         if step == self._first_step:
@@ -120,9 +125,6 @@ class TrainLoader(_Loader):
         if len(ahead):
             self.view.announce(self.view.sample_id(ahead))
         return pending
-
-    def _pixels(self, draws: Any, image: Any, row: int) -> Any:
-        return train_pixels(self._augment, image, self._size, draws, row)
 
     def __next__(self) -> Batch:
         batch = super().__next__()
@@ -136,13 +138,16 @@ class TrainLoader(_Loader):
         return batch
 
     def state(self, step: int) -> dict[str, Any]:
-        """The five values that say where training is after `step` steps."""
+        """The five values that say where training is after `step` steps, and the batches left out."""
+        position = (self._skips.batch(step - 1) + 1) * self.batch if step else 0
+        before = [list(window) for window in self._skips.windows if window[0] * self.batch < position]
         return {
             "fingerprint": self.view.fingerprint,
             "seed": self._seed,
             "batch": self.batch,
-            "position": step * self.batch,
+            "position": position,
             "order": self._order.constants(),
+            **({"skipped": before} if before else {}),
         }
 
     def check_state(self, state: dict[str, Any], *, accept_new_data: bool = False) -> None:
@@ -183,8 +188,7 @@ class EvalLoader(_Loader):
     ) -> None:
         self._rows = -(-batch // world)
         self._rank, self._world = rank, world
-        self._size = image_size
-        self._augment = augment
+        self._pixels = EvaluationPixels(augment, image_size)
         super().__init__(view, image_size, threads, 0, -(-view.samples // (self._rows * world)))
 
     def _start(self, step: int) -> Pending:
@@ -194,6 +198,3 @@ class EvalLoader(_Loader):
         inside = index < self.view.samples
         ids[inside] = self.view.sample_id(index[inside])
         return self._assembler.start(step, ids, self._pixels)
-
-    def _pixels(self, image: Any, row: int) -> Any:
-        return evaluation_pixels(self._augment, image, self._size)

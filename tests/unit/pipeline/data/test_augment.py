@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
 
 from pipeline.config import AugmentSettings
-from pipeline.data.augment import draw, evaluation_pixels, inception_box, train_pixels
+from pipeline.data.augment import (
+    EvaluationPixels,
+    TrainPixels,
+    draw,
+    evaluation_pixels,
+    inception_box,
+    train_pixels,
+)
+from pipeline.data.decode import Decoded, decode_scaled
 
 PHOTO = np.array(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)).resize((280, 180))
@@ -19,18 +29,22 @@ def _draws(count: int = 1, epoch: int = 0, seed: int = 0):
     )
 
 
+def _whole(pixels: np.ndarray) -> Decoded:
+    return Decoded(pixels, pixels.shape[:2], 1)
+
+
 @pytest.mark.parametrize("kind", ["inception", "random_crop", "resize"])
 def test_pixels_depend_on_seed_epoch_and_id_alone(kind: str) -> None:
     settings = AugmentSettings(train=kind)
     batch = _draws(40)
     for row in (0, 17, 39):
         alone = draw(settings, 0, np.array([0]), np.array([row]))
-        first = train_pixels(settings, PHOTO, 32, batch, row)
+        first = train_pixels(settings, _whole(PHOTO), 32, batch, row)
         assert first.shape == (32, 32, 3)
         assert first.dtype == np.uint8
-        assert np.array_equal(first, train_pixels(settings, PHOTO, 32, alone, 0))
+        assert np.array_equal(first, train_pixels(settings, _whole(PHOTO), 32, alone, 0))
     others = [
-        train_pixels(settings, PHOTO, 32, _draws(40, epoch, seed), 17)
+        train_pixels(settings, _whole(PHOTO), 32, _draws(40, epoch, seed), 17)
         for epoch, seed in ((0, 0), (1, 0), (0, 1))
     ]
     if kind != "resize":
@@ -47,7 +61,7 @@ def test_resizing_is_that_of_pillow() -> None:
 def test_an_image_of_the_right_size_is_unchanged() -> None:
     square = np.ascontiguousarray(PHOTO[:64, :64])
     settings = AugmentSettings(train="resize", flip=False)
-    assert np.array_equal(train_pixels(settings, square, 64, _draws(), 0), square)
+    assert np.array_equal(train_pixels(settings, _whole(square), 64, _draws(), 0), square)
     assert np.array_equal(evaluation_pixels(settings, square, 64), square)
 
 
@@ -56,7 +70,7 @@ def test_flip_mirrors_about_half() -> None:
     settings, draws = AugmentSettings(train="resize"), _draws(400)
     flipped = 0
     for row in range(400):
-        pixels = train_pixels(settings, square, 64, draws, row)
+        pixels = train_pixels(settings, _whole(square), 64, draws, row)
         assert np.array_equal(pixels, square) or np.array_equal(pixels, square[:, ::-1])
         flipped += not np.array_equal(pixels, square)
     assert 160 < flipped < 240
@@ -68,7 +82,7 @@ def test_random_crop_reaches_every_corner() -> None:
     corners = {(top, left): big[top : top + 30, left : left + 30] for top in (0, 3) for left in (0, 3)}
     seen = set()
     for row in range(400):
-        pixels = train_pixels(settings, PHOTO, 30, draws, row)
+        pixels = train_pixels(settings, _whole(PHOTO), 30, draws, row)
         seen |= {corner for corner, expected in corners.items() if np.array_equal(pixels, expected)}
     assert len(seen) == 4
 
@@ -111,3 +125,48 @@ def test_tries_are_independent_and_end_with_the_whole_image() -> None:
         top, left, height, width = inception_box(AugmentSettings(), shape, draws, 0)
         assert 0 < height <= shape[0] - top
         assert 0 < width <= shape[1] - left
+
+
+def _large_jpeg(height: int = 803, width: int = 1207) -> bytes:
+    coarse = np.random.default_rng(1).integers(0, 256, (height // 64, width // 64, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["inception", "random_crop", "resize"])
+def test_a_scaled_decode_shows_the_same(kind: str) -> None:
+    data, draws, size = _large_jpeg(), _draws(60), 100
+    scaled = TrainPixels(AugmentSettings(train=kind), size, draws)
+    whole = TrainPixels(AugmentSettings(train=kind, scaled_decode=False), size, draws)
+    used = set()
+    for row in range(60):
+        ours, exact = (
+            decode_scaled(
+                data, lambda height, width, rows=rows, row=row: rows.denominator(row, height, width)
+            )
+            for rows in (scaled, whole)
+        )
+        assert exact.by == 1
+        assert ours.shape == (803, 1207)
+        assert ours.pixels.shape[:2] == (-(-803 // ours.by), -(-1207 // ours.by))
+        used.add(ours.by)
+        difference = np.abs(scaled.pixels(ours, row).astype(int) - whole.pixels(exact, row))
+        # Rounded to the scaled grid, a crop's edges move by at most half a pixel of the result. Another crop
+        # differs by about 60.
+        assert difference.mean() < 9, f"row {row}, 1/{ours.by}"
+    assert used == {"inception": {2, 4}, "random_crop": {4}, "resize": {8}}[kind]
+
+
+def test_what_is_decoded_never_holds_less_than_is_shown() -> None:
+    settings, draws, size = AugmentSettings(), _draws(500), 48
+    rows = TrainPixels(settings, size, draws)
+    for row in range(500):
+        by = rows.denominator(row, 803, 1207)
+        *_, height, width = inception_box(settings, (803, 1207), draws, row)
+        assert by == 1 or min(height, width) >= by * size
+        assert by == 8 or min(height, width) < 2 * by * size
+
+
+def test_evaluated_images_are_decoded_whole() -> None:
+    assert EvaluationPixels(AugmentSettings(), 32).denominator(0, 803, 1207) == 1
