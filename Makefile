@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-full faults lint format clean setup
+.PHONY: demo test test-full faults chaos lint format clean setup
 
 demo: setup
 	$(BIN)/vitline run configs/demo.yaml
@@ -19,6 +19,11 @@ test-full: setup
 # Hosts of network namespaces (needs root), and kills at random moments.
 faults: setup
 	$(BIN)/python -m pytest -m '(slow or not slow) and not gpu' tests/faults --timeout 3600
+
+# A fault drawn at random every minute, on three hosts; MINUTES=4 for a shorter one.
+MINUTES ?= 20
+chaos: setup
+	VITLINE_CHAOS_MINUTES=$(MINUTES) $(BIN)/python -m pytest -m slow tests/faults/test_chaos.py -s --timeout 7200
 
 lint: setup
 	$(BIN)/ruff check .

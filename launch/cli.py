@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from launch import launch_commands, plan_commands
+from launch import launch_commands, plan_commands, retrain_commands
 from launch.compare_command import compare
 from launch.data_commands import data_app
 from launch.model_commands import model_app
@@ -152,6 +152,34 @@ def config_show(config: ConfigPath, overrides: Overrides = None, as_json: Json =
     )
 
 
+@config_app.command("diff")
+def config_diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="configuration file, or directory of a run")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="the same, to compare with it")],
+    as_json: Json = False,
+) -> None:
+    """Name the settings in which two configurations differ, and the stages that each makes run again.
+
+    Example: vitline config diff runs/demo configs/demo.yaml
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from launch.config_diff import diff_table, differences, open_config, stages_together
+
+    one, two = open_config(first), open_config(second)
+    found, together = differences(one, two), stages_together(one, two)
+    if as_json:
+        settings = [asdict(item) for item in found]
+        typer.echo(json.dumps({"schema": 1, "settings": settings, "runs_again": together}, indent=1))
+        return
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    if found:
+        console.print(diff_table(found, (str(first), str(second))))
+    console.print(f"runs again in all: {', '.join(together) or 'nothing'}")
+
+
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the JSON schema of a configuration: names, types, ranges, meanings.
@@ -180,6 +208,34 @@ def bench_model(context: typer.Context) -> None:
     bench(context.args)
 
 
+@bench_app.command(
+    "data",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def bench_data(context: typer.Context) -> None:
+    """Time our reader of training images against those of others, side by side; --help names the options.
+
+    Example: vitline bench data --photos tests/data/photos --sets large small
+    """
+    from launch.bench.data import main as bench
+
+    bench(context.args)
+
+
+@bench_app.command(
+    "fanout",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def bench_fanout(context: typer.Context) -> None:
+    """Time the orchestration alone: jobs that do nothing, packing, skipping; --help names the options.
+
+    Example: vitline bench fanout --jobs 1000 --csv fanout.csv
+    """
+    from launch.bench.fanout import main as bench
+
+    bench(context.args)
+
+
 # In the order of `vitline --help`.
 app.command("compare")(compare)
 app.add_typer(config_app, name="config")
@@ -188,3 +244,4 @@ app.add_typer(model_app, name="model")
 app.add_typer(bench_app, name="bench")
 plan_commands.register(app)
 launch_commands.register(app)
+retrain_commands.register(app)

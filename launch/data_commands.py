@@ -40,17 +40,21 @@ def index(
     train: Annotated[str, typer.Argument(help="shards of train, as 'shards/train-{0000..0009}.tar'")],
     test: Annotated[str, typer.Argument(help="shards of test")],
     to: Annotated[Path, typer.Option(metavar="DIR", help="where manifest and indexes go")],
+    parallel: Annotated[int, typer.Option(min=1, help="shards that are read at once")] = 4,
     as_json: Json = False,
 ) -> None:
     """Adopt shards that others wrote: one pass over each, manifest and indexes, nothing is copied.
 
     Example: vitline data index 'train-{00..09}.tar' 'test-{00..01}.tar' --to imagenet
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from pipeline.config import WebdatasetSource
     from pipeline.data.write import prepare
 
     source = WebdatasetSource(source="webdataset", train=train, test=test)
-    manifest = prepare(source, to)
+    with ThreadPoolExecutor(parallel) as pool:
+        manifest = prepare(source, to, run=pool.map)
     splits = {name: split.samples for name, split in manifest.splits.items()}
     found = {"directory": str(to), "classes": len(manifest.classes), "samples": splits}
     typer.echo(json.dumps(found) if as_json else _lines(found))
@@ -128,33 +132,37 @@ def show(
 @data_app.command("duplicates")
 def duplicates(
     first: Dataset,
-    second: Dataset,
+    others: Annotated[list[Path], typer.Argument(help="directories of the datasets with the test splits")],
     bits: Annotated[int, typer.Option(min=0, max=16, help="of 64, by which hashes may differ")] = 6,
+    exclude: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write the list that pretrain.exclude takes")
+    ] = None,
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="draw the pairs here")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="that decode images")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Find images of one dataset's train split that stand in another's test split, exactly or nearly.
+    """Find images of one dataset's train split that stand in others' test splits, exactly or nearly.
 
-    Example: vitline data duplicates runs/demo/jobs/DIGEST runs/demo/jobs/OTHER --sheet pairs.png
+    Example: vitline data duplicates runs/demo/jobs/DIGEST runs/demo/jobs/OTHER --exclude shared.json
     """
-    from dataclasses import asdict
+    from launch.duplicates import search
 
-    from pipeline.config import DataView
-    from pipeline.data.duplicates import find_duplicates, pair_sheet
-    from pipeline.data.view import open_view
-
-    a = open_view(DataView(path=first.resolve().name, split="train"), first.resolve().parent)
-    b = open_view(DataView(path=second.resolve().name, split="test"), second.resolve().parent)
-    pairs = find_duplicates(a, b, bits=bits)
-    if sheet is not None and pairs:
-        pair_sheet(sheet, pairs, a, b)
+    found = search(first, others, bits=bits, threads=threads)
+    written = [] if sheet is None else found.write_sheets(sheet)
+    if exclude is not None:
+        found.write_exclusions(exclude)
     if as_json:
-        typer.echo(json.dumps([asdict(pair) for pair in pairs]))
+        typer.echo(json.dumps(found.rows()))
         return
-    exact = sum(pair.exact for pair in pairs)
-    typer.echo(f"{len(pairs)} pairs, {exact} of them the same bytes")
-    for pair in pairs[:20]:
-        typer.echo(f"  train {a.key(pair.first)} ~ test {b.key(pair.second)}: {pair.bits} bits differ")
+    for line in found.lines():
+        typer.echo(line)
+    for path in written:
+        typer.echo(f"pairs drawn in {path}")
+    if exclude is not None:
+        typer.echo(
+            f"{len(found.ids)} samples of train listed in {exclude}; pre-training leaves them out with"
+        )
+        typer.echo(f"  pretrain.exclude={{NAME: {exclude}}}    NAME: the dataset's under datasets:")
 
 
 def _lines(value: dict[str, Any], indent: str = "") -> str:

@@ -16,6 +16,8 @@ from pipeline.rundir import RunDir
 
 # In a log a line is written this often; a terminal's line is drawn anew at each event.
 _LOG_INTERVAL_S = 15.0
+# Thousands of small jobs end faster than anybody reads.
+_TICK_S = 0.25
 
 
 class RunDisplay:
@@ -35,6 +37,7 @@ class RunDisplay:
         self._offsets: dict[str, int] = {}
         self._last: dict[str, dict[str, Any]] = {}
         self._lines_printed_at = 0.0
+        self._ticked_at = float("-inf")
         self._live: Live | None = None
 
     def __enter__(self) -> RunDisplay:
@@ -80,7 +83,10 @@ class RunDisplay:
         return f"{name}  {state}" + (f"  {reason}" if reason and planned.job.workers else "")
 
     def tick(self) -> None:
-        """Read what the running jobs wrote and show it."""
+        """Read what the running jobs wrote and show it, some times a second."""
+        if time.monotonic() - self._ticked_at < _TICK_S:
+            return
+        self._ticked_at = time.monotonic()
         running = [digest for digest, state in self._states.items() if state == "running"]
         for digest in running:
             self._follow(digest)
@@ -113,7 +119,10 @@ class RunDisplay:
             return _progress_line(self._items[gangs[0]].job.name, self._last[gangs[0]])
         fan = [digest for digest in running if self._items[digest].job.stage not in ("prepare", "pretrain")]
         if not fan:
-            return None
+            written = [digest for digest in running if "split" in self._last.get(digest, {})]
+            return (
+                "  ".join(_written_line(self._items[d].job.name, self._last[d]) for d in written[:2]) or None
+            )
         counts: Counter[str] = Counter()
         for digest, state in self._states.items():
             if self._items[digest].job.stage in ("choose", "finetune", "evaluate"):
@@ -139,6 +148,15 @@ def _progress_line(name: str, event: dict[str, Any]) -> str:
         f"{name}  step {step:,}/{steps:,}  loss {event['loss']:.4f}  {event['images_per_s']:,.0f} images/s"
         f"  lr {event['lr']:.2e}  position {event['position']:,} (epoch {event['epoch']:.2f})"
         f"  {_duration(event['eta_s'])} left"
+    )
+
+
+def _written_line(name: str, event: dict[str, Any]) -> str:
+    """How far a dataset is; see pipeline/data/progress.py."""
+    total, left = event.get("total"), event.get("eta_s")
+    return (
+        f"{name}  {event['split']} {event['done']:,}{f'/{total:,}' if total else ''} images"
+        f"  {event['images_per_s']:,.0f} images/s" + (f"  {_duration(left)} left" if left is not None else "")
     )
 
 

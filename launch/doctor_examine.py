@@ -137,8 +137,10 @@ def _request(config: RunConfig | None, asked: Asked, directory: str | None) -> d
 
 
 def _data(config: RunConfig) -> dict[str, Any]:
-    """Manifest and outer shards of pre-training's dataset, as far as they are there before the run."""
-    name = config.pretrain.dataset
+    """Manifest and outer shards of pre-training's dataset, as far as they are there before the run; of a
+    mixture, of the one with the largest weight."""
+    shares = config.pretrain.shares
+    name = max(shares, key=lambda name: shares[name])
     run = run_dir_of(config)
     planned = {item.job.name: item for item in plan_run(config, run)}
     directory = run.job(planned[prepare.job_name(name)].digest).path.resolve()

@@ -11,9 +11,10 @@ there before. Every figure that was not measured comes with the assumption behin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 from launch.plan_answer import Disk, Given, RunPlan, Training
-from launch.plan_data import PHOTO_BYTES, UNKNOWN_CLASSES, DataSize, size_of
+from launch.plan_data import PHOTO_BYTES, UNKNOWN_CLASSES, DataSize, size_of, size_of_pretraining
 from launch.plan_devices import GIB, Device, find_device
 from launch.plan_fit import nearest_that_fits
 from launch.plan_memory import Load, memory_of, moments_of
@@ -28,13 +29,13 @@ from launch.plan_time import (
     measured_rate,
 )
 from launch.plan_transfer import Transfer, plan_transfer
-from model.config import ModelConfig
+from model.config import ModelConfig, ViTConfig
 from model.flops import count_parameters, macs
+from model.masked import count_masked_parameters, outputs_of
 from model.zoo import model_config
 from pipeline.config import RunConfig, to_steps
 from pipeline.driver import plan_run, run_dir_of
 from pipeline.errors import UserError
-from pipeline.graph import Planned
 from pipeline.rundir import RunDir
 from pipeline.stages.checks import check_run
 from pipeline.train.plan import batch_shape
@@ -60,17 +61,12 @@ def plan_config(config: RunConfig, given: Given) -> RunPlan:
         memory_gib=given.memory_gib,
         cores=settings.gang.cpus_per_worker,
     )
-    sizes = _sizes(config, run, planned, given)
-    network = _network(config, sizes[settings.dataset].classes or UNKNOWN_CLASSES)
-    training = _training(config, network, sizes[settings.dataset].train)
-    load = Load(
-        settings.batch // world,
-        training.micro_batch,
-        world,
-        settings.engine,
-        moments_of(settings),
-        device.name != "cpu",
-    )
+    names = {*settings.shares, *config.transfer.datasets}
+    sizes = {name: size_of(config, name, run, planned) for name in sorted(names)}
+    data = _pretraining(config, sizes, given)
+    network = _network(config, data.classes or UNKNOWN_CLASSES)
+    training = _training(config, network, data.train)
+    load = _load(config, network, training, device)
     memory = memory_of(network, training.parameters, load)
     limit = None if device.memory_gib is None else round(device.memory_gib * GIB)
     fits = None if limit is None else memory.total <= limit
@@ -80,7 +76,7 @@ def plan_config(config: RunConfig, given: Given) -> RunPlan:
         else None
     )
     rate = _rate(config, given, device, FLOPS_A_MAC * training.macs, run)
-    image_bytes = sizes[settings.dataset].image_bytes
+    image_bytes = data.image_bytes
     if not rate.measured and (image_bytes or 0) >= PHOTO_BYTES:
         rate = held_by_decoding(rate, world * settings.threads)
     hours = training.images / rate.images_per_s / 3600
@@ -104,7 +100,7 @@ def plan_config(config: RunConfig, given: Given) -> RunPlan:
         disk=disk,
         device_hours=device_hours,
         price=None if given.price is None else given.price * device_hours,
-        assumptions=_assumptions(config, given, device, sizes),
+        assumptions=_assumptions(config, given, device, sizes, data),
         warnings=_warnings(transfer, limit, fits, device),
     )
 
@@ -123,46 +119,61 @@ def on_cluster(config: RunConfig, given: Given) -> RunConfig:
     return config.model_copy(update={"pretrain": config.pretrain.model_copy(update={"gang": changed})})
 
 
-def _sizes(
-    config: RunConfig, run: RunDir, planned: Mapping[str, Planned], given: Given
-) -> dict[str, DataSize]:
-    """Size of every dataset that the run uses; for pre-training's, what is given counts most."""
-    names = {config.pretrain.dataset, *config.transfer.datasets}
-    sizes = {name: size_of(config, name, run, planned) for name in sorted(names)}
-    known = sizes[config.pretrain.dataset]
-    if given.train_samples is not None or given.classes is not None:
-        sizes[config.pretrain.dataset] = DataSize(
-            given.train_samples or known.train,
-            known.test,
-            given.classes or known.classes,
-            known.disk_bytes,
-            known.image_bytes,
-            "the command line",
-        )
-    return sizes
+def _pretraining(config: RunConfig, sizes: Mapping[str, DataSize], given: Given) -> DataSize:
+    """Size of what pre-training reads; what is given counts most."""
+    how = "" if given.train_samples is given.classes is None else "the command line"
+    told = DataSize(given.train_samples, None, given.classes, None, None, how)
+    return size_of_pretraining(config, sizes, told)
 
 
 def _network(config: RunConfig, classes: int) -> ModelConfig:
     model = config.pretrain.model
     return model_config(
         model.name,
-        num_classes=classes,
+        num_classes=classes if config.pretrain.objective == "classification" else 1,
         image_size=config.pretrain.image_size,
         representation=model.representation,
         **model.options,
     )
 
 
+def _load(config: RunConfig, network: ModelConfig, training: Training, device: Device) -> Load:
+    settings, world = config.pretrain, config.pretrain.gang.workers
+    return Load(
+        settings.batch // world,
+        training.micro_batch,
+        world,
+        settings.engine,
+        moments_of(settings),
+        device.name != "cpu",
+        _hidden_patch_outputs(config, network),
+    )
+
+
+def _parameters(config: RunConfig, network: ModelConfig) -> int:
+    """Trainable numbers, those of the objective's own head included."""
+    if config.pretrain.objective == "classification":
+        return count_parameters(network)
+    assert isinstance(network, ViTConfig), "check_run refuses masked patch prediction of a ResNet"
+    return count_masked_parameters(network, config.pretrain.masked_patches.target)
+
+
+def _hidden_patch_outputs(config: RunConfig, network: ModelConfig) -> int | None:
+    if config.pretrain.objective == "classification" or not isinstance(network, ViTConfig):
+        return None
+    return prod(network.grid) * outputs_of(network, config.pretrain.masked_patches.target)
+
+
 def _training(config: RunConfig, network: ModelConfig, samples: int | None) -> Training:
     settings = config.pretrain
-    steps = steps_of(settings.duration, settings.batch, samples, settings.dataset)
+    steps = steps_of(settings.duration, settings.batch, samples, " + ".join(settings.shares))
     shape = batch_shape(settings.batch, settings.micro_batch, settings.gang.workers)
     images, once = steps * settings.batch, macs(network)
     return Training(
         model=settings.model.name,
         image_size=settings.image_size,
-        classes=network.num_classes,
-        parameters=count_parameters(network),
+        classes=network.num_classes if settings.objective == "classification" else 0,
+        parameters=_parameters(config, network),
         macs=once,
         steps=steps,
         images=images,
@@ -237,15 +248,17 @@ def checkpoint_bytes(parameters: int, moments: int) -> int:
 
 
 def _assumptions(
-    config: RunConfig, given: Given, device: Device, sizes: Mapping[str, DataSize]
+    config: RunConfig, given: Given, device: Device, sizes: Mapping[str, DataSize], data: DataSize
 ) -> tuple[str, ...]:
-    name, lines = config.pretrain.dataset, []
-    if sizes[name].classes is None:
+    name, lines = " + ".join(config.pretrain.shares), []
+    if config.pretrain.mixture is not None and given.classes is None and data.classes is not None:
+        lines.append(f"{name} are taken to have {data.classes} different classes; --classes says better")
+    if data.classes is None and config.pretrain.objective == "classification":
         lines.append(f"{name} is taken to have {UNKNOWN_CLASSES} classes; --classes says better")
     if given.device is None:
         lines.append(f"the device is taken to be {device.name}; --device says better")
-    if sizes[name].how != "its manifest" and sizes[name].image_bytes is not None:
-        lines.append(f"an image of {name} is taken to have {sizes[name].image_bytes:,} bytes")
+    if data.how != "its manifest" and data.image_bytes is not None:
+        lines.append(f"an image of {name} is taken to have {data.image_bytes:,} bytes")
     unknown = sorted(other for other, size in sizes.items() if size.disk_bytes is None)
     if unknown:
         lines.append(f"the shards of {', '.join(unknown)} are not counted: their size is not known yet")

@@ -34,7 +34,7 @@ class Training:
 
     model: str
     image_size: int
-    classes: int
+    classes: int  # 0: masked patch prediction, which has none
     parameters: int
     macs: int  # of one image, forward
     steps: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pipeline.config import (
@@ -81,6 +81,37 @@ def size_of(config: RunConfig, name: str, run: RunDir, planned: Mapping[str, Pla
             "its manifest",
         )
     return _from_settings(config.datasets[name])
+
+
+def size_of_pretraining(config: RunConfig, sizes: Mapping[str, DataSize], given: DataSize) -> DataSize:
+    """What pre-training reads: one dataset, or a mixture taken together. What is `given` counts most.
+
+    Classes of a mixture are taken to be different ones; an image has its datasets' weighted mean size.
+    """
+    shares = config.pretrain.shares
+    parts = [sizes[name] for name in shares]
+    weights = [weight / sum(shares.values()) for weight in shares.values()]
+    image = [part.image_bytes for part in parts]
+    return DataSize(
+        given.train or _sum(part.train for part in parts),
+        given.test or _sum(part.test for part in parts),
+        given.classes or _sum(part.classes for part in parts),
+        _sum(part.disk_bytes for part in parts),
+        None
+        if None in image
+        else round(sum((size or 0) * weight for size, weight in zip(image, weights, strict=True))),
+        given.how or " and ".join(sorted({part.how for part in parts})),
+    )
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    """None where one is not known."""
+    total = 0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
 
 
 def _from_settings(source: object) -> DataSize:

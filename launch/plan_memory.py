@@ -61,6 +61,7 @@ class Load:
     engine: EngineSettings
     moments: int  # tensors that the optimizer keeps for each parameter
     gpu: bool
+    hidden_patch_outputs: int | None = None  # of an image, in masked patch prediction; None: classification
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,14 @@ def memory_of(config: ModelConfig, parameters: int, load: Load) -> Memory:
     """Bytes of one rank; see the head of this file."""
     width = 2 if load.engine.precision == "bf16" else 4
     saved, largest = activation_bytes(
-        config, width, load.micro_batch, checkpointing=load.engine.activation_checkpointing
+        config,
+        width,
+        load.micro_batch,
+        checkpointing=load.engine.activation_checkpointing,
+        all_read=load.hidden_patch_outputs is not None,
     )
-    pixels = 3 * prod(config.image_size)
-    batch = load.part * pixels + load.micro_batch * (pixels * (4 + width) + 12 * config.num_classes)
+    pixels, outputs = 3 * prod(config.image_size), load.hidden_patch_outputs or config.num_classes
+    batch = load.part * pixels + load.micro_batch * (pixels * (4 + width) + 12 * outputs)
     states = _states(parameters, load)
     buffers = _buffers(parameters, load)
     used = sum(states) + buffers + saved + batch + largest
@@ -139,7 +144,7 @@ def _buffers(parameters: int, load: Load) -> int:
 
 
 def activation_bytes(
-    config: ModelConfig, width: int, images: int, *, checkpointing: bool = False
+    config: ModelConfig, width: int, images: int, *, checkpointing: bool = False, all_read: bool = False
 ) -> tuple[int, int]:
     """Bytes that autograd keeps until the backward pass, and gradients of the largest block meanwhile.
 
@@ -148,6 +153,7 @@ def activation_bytes(
         width: bytes of a number in matrix products, 2 or 4.
         images: of one micro-batch.
         checkpointing: each block keeps its input alone.
+        all_read: the last block gives all tokens, as masked patch prediction needs them.
     """
     convolutions = (
         _convolution_bytes(config, width, checkpointing=checkpointing) if _has_convolutions(config) else 0
@@ -156,7 +162,7 @@ def activation_bytes(
         # The first stage has the largest maps: about a sixth of all is in its largest unit.
         return images * convolutions, images * (convolutions if checkpointing else convolutions // 6)
     tokens, block = config.num_tokens, _block_bytes(config, width)
-    blocks = (config.depth - 1) * block + _block_bytes(config, width, last=True)
+    blocks = (config.depth - 1) * block + _block_bytes(config, width, last=not all_read)
     if checkpointing:
         blocks = config.depth * 4 * tokens * config.width + block
     dropout = tokens * config.width if config.dropout else 0

@@ -51,7 +51,8 @@ def _training(plan: RunPlan) -> list[tuple[str, str, str]]:
         (
             "model",
             f"{training.parameters:,} parameters",
-            f"{training.model}, {training.image_size} px, {training.classes:,} classes",
+            f"{training.model}, {training.image_size} px, "
+            + (f"{training.classes:,} classes" if training.classes else "masked patches"),
         ),
         ("", f"{training.macs / 1e9:.4g} GMACs", "one image, forward, head excluded"),
         ("steps", f"{training.steps:,}", f"of {training.batch:,} = {shape}"),

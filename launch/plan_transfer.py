@@ -11,7 +11,7 @@ from launch.plan_memory import Load, Memory, memory_of, moments_of
 from launch.plan_time import FLOPS_A_MAC, Rate, assumed_rate, measured_again
 from model.flops import count_parameters, macs
 from model.zoo import model_config
-from pipeline.config import RunConfig, TrainSettings, to_steps
+from pipeline.config import FinetuneProtocol, RunConfig, TrainSettings, to_steps
 from pipeline.graph import Planned
 from pipeline.rundir import RunDir
 from pipeline.stages import finetune
@@ -57,13 +57,17 @@ def plan_transfer(
     `measured` is pre-training's rate, if it was: fine-tuning is then taken to reach as many operations a
     second. Evaluation (a forward pass over each test set) is not counted.
     """
+    protocol = config.transfer.protocol
+    if not isinstance(protocol, FinetuneProtocol):
+        return Transfer(0, 0, 0.0, 0.0, 0.0, _NOTHING, 0, (), f"{protocol.kind} trains nothing")
     slots, at = _where(config, device)
     settings = {name: _settings(config, run, planned, name) for name in config.transfer.datasets}
     first = next(iter(settings.values()))
     parts: dict[str, _Dataset] = {}
     for name, own in settings.items():
         if sizes[name].train is not None or "epoch" not in own.duration:
-            parts[name] = _dataset(config, name, own, sizes[name], planned, at.name != "cpu")
+            samples = protocol.on(name).train_samples
+            parts[name] = _dataset(name, own, sizes[name], samples, planned, at.name != "cpu")
     flops = sum(part.flops for part in parts.values())
     rate = (
         measured_again(measured, at, first, device)
@@ -100,11 +104,12 @@ def _where(config: RunConfig, device: Device) -> tuple[int, Device]:
 
 def _settings(config: RunConfig, run: RunDir, planned: Mapping[str, Planned], dataset: str) -> TrainSettings:
     """How a training on `dataset` is done; as the stage itself says it, which reads no file for this one."""
-    start, rate = config.transfer.starts[0], config.transfer.protocol.learning_rates[0]
-    several = len(config.transfer.protocol.learning_rates) > 1
+    protocol, start = config.transfer.protocol, config.transfer.starts[0]
+    assert isinstance(protocol, FinetuneProtocol), "plan_transfer has looked"
+    rates = protocol.on(dataset).learning_rates
     name = (
-        finetune.choice_name(dataset, start, rate)
-        if several
+        finetune.choice_name(dataset, start, rates[0])
+        if len(rates) > 1
         else finetune.job_name(dataset, start, config.transfer.seeds[0])
     )
     item = planned[name]
@@ -112,10 +117,10 @@ def _settings(config: RunConfig, run: RunDir, planned: Mapping[str, Planned], da
 
 
 def _dataset(
-    config: RunConfig,
     name: str,
     settings: TrainSettings,
     size: DataSize,
+    train_samples: int | None,
     planned: Mapping[str, Planned],
     gpu: bool,
 ) -> _Dataset:
@@ -127,7 +132,7 @@ def _dataset(
         **settings.model.options,
     )
     parameters, moments = count_parameters(network), moments_of(settings)
-    samples = min(config.transfer.protocol.train_samples or size.train or 1, size.train or 10**12)
+    samples = min(train_samples or size.train or 1, size.train or 10**12)
     images = to_steps(settings.duration, batch=settings.batch, samples=samples) * settings.batch
     jobs = sum(
         1

@@ -15,12 +15,16 @@ from rich.table import Table
 from pipeline.errors import UserError
 from pipeline.events import read_events
 from pipeline.lease import live_holder
+from pipeline.recovery import describe, recoveries
 from pipeline.rundir import RunDir
+from pipeline.stages import pretrain
+from pipeline.train.goodput import goodput
 
 # Of these, the first that a job has is shown.
 _FIGURES = {
     "eval/top1": "test",
     "val/top1": "held-out",
+    "val/masked_accuracy": "hidden patches",
     "train/loss": "loss",
     "data/train_samples": "samples",
 }
@@ -61,6 +65,8 @@ def _table(run: RunDir, holder: dict[str, Any] | None) -> Table:
     for row in _rows(run, alive=holder is not None):
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
         table.add_row(row["name"], row["state"], seconds, _figure(row))
+        for recovery in recoveries(run.job(row["digest"])) if row["stage"] == pretrain.STAGE else []:
+            table.add_row("", "", "", f"{row['name']}: {describe(recovery)}", style="dim")
     return table
 
 
@@ -89,6 +95,7 @@ def _rows(run: RunDir, *, alive: bool) -> list[dict[str, Any]]:
                 "reason": event["reason"],
                 "seconds": result["seconds"] if result else _running_s(state, event),
                 "metrics": result["metrics"] if result else _last_progress(run, digest),
+                "goodput": _goodput(run, digest),
             }
         )
     return rows
@@ -100,12 +107,30 @@ def _running_s(state: str, event: dict[str, Any]) -> float | None:
 
 def _last_progress(run: RunDir, digest: str) -> dict[str, Any]:
     progress = [event for event in read_events(run.job(digest).events)[0] if event["event"] == "progress"]
-    return {"train/step": progress[-1]["step"], "train/loss": progress[-1]["loss"]} if progress else {}
+    if not progress:
+        return {}
+    last = progress[-1]
+    if "split" in last:  # of a dataset that is being written
+        return {f"data/{last['split']}_samples": last["done"]}
+    return {"train/step": last["step"], "train/loss": last["loss"]}
 
 
 def _figure(row: dict[str, Any]) -> str:
     """The figure that says most about a job of its kind."""
     for name, label in _FIGURES.items():
         if name in row["metrics"]:
-            return f"{label} {row['metrics'][name]:,.4g}"
+            return f"{label} {row['metrics'][name]:,.4g}{_lost(row['goodput'])}"
     return ""
+
+
+def _goodput(run: RunDir, digest: str) -> dict[str, Any] | None:
+    """Of a training: which share of its time was useful, and seconds lost by cause."""
+    found = goodput(read_events(run.job(digest).events)[0])
+    return None if found is None else {"share": found.share, "lost_s": found.lost_s}
+
+
+def _lost(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    cause, seconds = max(found["lost_s"].items(), key=lambda item: item[1])
+    return f", {found['share']:.0%} of the time useful (most lost: {cause} {seconds:.0f} s)"

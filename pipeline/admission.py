@@ -1,19 +1,22 @@
-"""Which of the due jobs may start now: arithmetic over what runs and what the cluster has.
+"""Whether a job fits: arithmetic over what it needs and what the cluster has.
 
-Ray would queue everything by itself, but not in our order: a gang that waits for its place must hold back
-the small jobs, which else would never let it in, and the longest job goes first.
+Room is counted over the whole cluster, and Ray finds the node; whether any node can hold a job at all is
+asked of each node (`lacking`), because Ray would wait for such a node for ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from pipeline.graph import Planned
-from pipeline.stages import compare, prepare
-from pipeline.stages.catalog import STAGES
+from pipeline.graph import Job, Planned
+
+Resources = Mapping[str, float]
 
 _KINDS = ("CPU", "GPU")
+_TINY = 1e-6  # sums of fractions of a device are not exact
 
 
 def needs(item: Planned) -> dict[str, float]:
@@ -22,84 +25,61 @@ def needs(item: Planned) -> dict[str, float]:
     return {"CPU": item.job.cpus * workers, "GPU": item.job.gpus * workers}
 
 
-def size_for(item: Planned, room: Mapping[str, float]) -> int:
+def total(nodes: Iterable[Resources]) -> dict[str, float]:
+    """What all nodes have together."""
+    nodes = list(nodes)
+    return {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in _KINDS}
+
+
+def less(room: Resources, need: Resources) -> dict[str, float]:
+    return {kind: room.get(kind, 0.0) - need[kind] for kind in _KINDS}
+
+
+def more(room: Resources, freed: Resources) -> dict[str, float]:
+    return {kind: room.get(kind, 0.0) + freed[kind] for kind in _KINDS}
+
+
+def fits(need: Resources, room: Resources) -> bool:
+    return all(need[kind] <= room.get(kind, 0.0) + _TINY for kind in _KINDS)
+
+
+def size_for(item: Planned, room: Resources) -> int:
     """The most ranks that a gang may have within `room`; 0 where not even its least fit."""
-    for size in sorted(item.job.sizes, reverse=True):
-        if _fits(needs(_of_size(item, size)), room):
-            return size
-    return 0
+    sizes = sorted(item.job.sizes)
+    most = bisect_right(sizes, _places(item.job, room))
+    return sizes[most - 1] if most else 0
 
 
-def free(total: Mapping[str, float], running: Iterable[Planned]) -> dict[str, float]:
-    """What `running` leave of the cluster."""
-    room = {kind: total.get(kind, 0.0) for kind in _KINDS}
-    for item in running:
-        room = _less(room, needs(item))
-    return room
-
-
-def startable(
-    waiting: Iterable[Planned],
-    done: Collection[str],
-    running: Iterable[Planned],
-    total: Mapping[str, float],
-) -> list[Planned]:
-    """Jobs whose inputs are done (by name) and that fit beside `running`, in the order to start them.
-
-    All datasets come first: a fault in one is found before anything trains. A gang gets as many ranks as
-    there is room for, within its range; one that has no room yet keeps its least from all that come after.
-    """
-    running = list(running)
-    due = [item for item in waiting if item.job.stage != compare.STAGE]
-    if any(item.job.stage == prepare.STAGE for item in [*due, *running]):
-        due = [item for item in due if item.job.stage == prepare.STAGE]
-    due = [item for item in due if all(name in done for name in item.job.inputs.values())]
-    due.sort(key=lambda item: (STAGES.index(item.job.stage), -item.job.cost))
-    room = free(total, running)
-    chosen = []
-    for waiting_item in due:
-        item = waiting_item
-        if item.job.workers:
-            item = _of_size(item, size_for(item, room) or min(item.job.sizes))
-        fits = _fits(needs(item), room)
-        if fits:
-            chosen.append(item)
-        if fits or item.job.workers:
-            room = _less(room, needs(item))
-    return chosen
-
-
-def lacking(waiting: Iterable[Planned], total: Mapping[str, float]) -> tuple[Planned, str] | None:
-    """The first job that does not fit even into the idle cluster, and the sentence that says so."""
-    for item in waiting:
-        least = _of_size(item, min(item.job.sizes)) if item.job.workers else item
-        for kind, need in needs(least).items():
-            there = total.get(kind, 0.0)
-            if need > there + 1e-6:
-                return item, f"{item.job.name} needs {need:g} {kind}, the cluster has {there:g}"
-    return None
-
-
-def _of_size(item: Planned, workers: int) -> Planned:
+def of_size(item: Planned, workers: int) -> Planned:
     return replace(item, job=replace(item.job, workers=workers))
 
 
-def _fits(need: Mapping[str, float], room: Mapping[str, float]) -> bool:
-    return all(need[kind] <= room.get(kind, 0.0) + 1e-6 for kind in _KINDS)
+def _places(job: Job, room: Resources) -> float:
+    """How many ranks, or jobs of one process, `room` holds."""
+    each = {"CPU": job.cpus, "GPU": job.gpus}
+    counts = [math.floor((room.get(kind, 0.0) + _TINY) / need) for kind, need in each.items() if need > 0]
+    return max(0, min(counts, default=math.inf))
 
 
-def _less(room: Mapping[str, float], need: Mapping[str, float]) -> dict[str, float]:
-    return {kind: room[kind] - need[kind] for kind in _KINDS}
-
-
-def orphans(waiting: Iterable[Planned], failed: Collection[str]) -> list[tuple[Planned, str]]:
-    """Jobs that can never run, because an input failed, and the sentence that says so.
-
-    The comparison is none of them: it shows what there is.
-    """
-    return [
-        (item, f"its input {broken} failed")
-        for item in waiting
-        if item.job.stage != compare.STAGE
-        and (broken := next((name for name in item.job.inputs.values() if name in failed), None))
-    ]
+def lacking(waiting: Iterable[Planned], nodes: Sequence[Resources]) -> tuple[Planned, str] | None:
+    """The first job that does not fit even into the idle cluster, and the sentence that says so."""
+    room = total(nodes)
+    seen = set()
+    for item in waiting:
+        job = item.job
+        least = min(job.sizes) if job.workers else 0
+        shape = (job.cpus, job.gpus, least)
+        if shape in seen:
+            continue
+        seen.add(shape)
+        for kind, need in needs(of_size(item, least)).items():
+            if need > room[kind] + _TINY:
+                return item, f"{job.name} needs {need:g} {kind}, the cluster has {room[kind]:g}"
+        places = sum(_places(job, node) for node in nodes)
+        if places < max(1, least):
+            gpus = f" and {job.gpus:g} GPU" if job.gpus else ""
+            return item, (
+                f"{job.name} needs {max(1, least)} × {job.cpus:g} CPU{gpus}, each on one node; "
+                f"the cluster's {len(nodes)} nodes hold {places:g} of them"
+            )
+    return None

@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -38,9 +38,9 @@ _END_S = 5.0
 
 
 @contextlib.contextmanager
-def connect(run: RunDir, address: str | None) -> Iterator[Callable[[], dict[str, float]]]:
-    """Ray for the time of a `with` block; yields a function that says what the
-    cluster has now, name → amount.
+def connect(run: RunDir, address: str | None) -> Iterator[Callable[[], list[Mapping[str, float]]]]:
+    """Ray for the time of a `with` block; yields a function that says what each living node has, name →
+    amount, busy or not. A node that is to be taken away counts as gone.
 
     Without an address a cluster of this machine is started, with a token of its own in the run's
     directory that nobody else can read, and ended with the block. With one, that cluster is joined.
@@ -76,8 +76,15 @@ def connect(run: RunDir, address: str | None) -> Iterator[Callable[[], dict[str,
             "a cluster that answers and accepts this token",
             "check the address, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH; or leave --address out",
         ) from error
+    # Imports Ray.
+    from pipeline.preemption import leaving_nodes
+
+    def staying() -> list[Mapping[str, float]]:
+        leaving = leaving_nodes()
+        return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+
     try:
-        yield lambda: {name: float(amount) for name, amount in ray.cluster_resources().items()}
+        yield staying
     finally:
         started = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()

@@ -13,13 +13,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import RunConfig
+from pipeline.config.secrets import settings_with_credentials
 from pipeline.errors import ConfigError
 
 _OVERRIDE_KEY = re.compile(r"^[A-Za-z_][\w-]*(\.[A-Za-z_0-9][\w-]*)*$")
@@ -78,6 +79,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def parse_config(plain: Mapping[str, Any], where: str) -> RunConfig:
     """Check `plain`; `where` names its source in messages."""
+    # Before all other checks, whose messages show the values that they refuse.
+    if named := list(settings_with_credentials(plain)):
+        raise ConfigError(
+            f"{where}: credentials in the URL of {', '.join(named)}",
+            "none: the resolved configuration is stored, sent to MLflow and shown in the report",
+            "give them in the environment or in the tool's own file: AWS_…, ~/.aws, MLFLOW_TRACKING_…",
+        )
     try:
         return RunConfig.model_validate(plain)
     except ValidationError as error:
@@ -204,7 +212,8 @@ def _explain(error: ValidationError, plain: Mapping[str, Any], where: str) -> Co
         elif item["type"] == "missing":
             lines.append(f"{dotted} is missing")
         elif item["type"] == "union_tag_invalid":
-            lines.append(f"{dotted}.source is {item['ctx']['tag']!r}; known: {item['ctx']['expected_tags']}")
+            mark = "kind" if item["loc"][0] == "transfer" else "source"
+            lines.append(f"{dotted}.{mark} is {item['ctx']['tag']!r}; known: {item['ctx']['expected_tags']}")
         else:
             lines.append(f"{dotted} is {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
     more = error.error_count() - len(lines)
@@ -219,7 +228,7 @@ def _explain(error: ValidationError, plain: Mapping[str, Any], where: str) -> Co
 
 def _is_tag(loc: tuple[int | str, ...], index: int, plain: Mapping[str, Any]) -> bool:
     """Whether loc[index] is pydantic's name for a union's member rather than a key of the file."""
-    return index == 2 and loc[0] == "datasets"
+    return index == 2 and (loc[0] == "datasets" or loc[:2] == ("transfer", "protocol"))
 
 
 def _known_names(place: Sequence[int | str], plain: Mapping[str, Any]) -> list[str]:
@@ -235,9 +244,11 @@ def _known_names(place: Sequence[int | str], plain: Mapping[str, Any]) -> list[s
 def _child_model(model: Any, name: str, node: Any) -> Any:
     if isinstance(model, type) and issubclass(model, BaseModel):
         field = model.model_fields.get(name)
-        return field.annotation if field else None
-    members = [m for m in _models_in(model) if _accepts_source(m, node)]
-    return members[0] if members else None
+        model = field.annotation if field else None
+        if get_origin(model) is dict:
+            return model  # the next name is a key of it
+    members = list(_models_in(model))
+    return next((m for m in members if len(members) == 1 or _accepts(m, node)), None)
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -247,10 +258,12 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
-def _accepts_source(model: type[BaseModel], node: Any) -> bool:
-    source = node.get("source") if isinstance(node, Mapping) else None
-    field = model.model_fields.get("source")
+def _accepts(model: type[BaseModel], node: Any) -> bool:
+    """Whether `node` says of itself that it is one of these: by `source` (datasets) or `kind` (protocols)."""
+    mark = "source" if "source" in model.model_fields else "kind"
+    field = model.model_fields.get(mark)
     if field is None:
         return False
+    value = node.get(mark, field.default) if isinstance(node, Mapping) else None
     names = get_args(field.annotation)
-    return source in names if names else isinstance(source, str) and source.startswith("torchvision:")
+    return value in names if names else isinstance(value, str) and value.startswith("torchvision:")

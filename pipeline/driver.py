@@ -14,12 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.cluster import connect
 from pipeline.config import RunConfig
 from pipeline.config_io import dump_config
 from pipeline.errors import JobsFailed, StopRequested
 from pipeline.events import EventLog
-from pipeline.graph import Planned, plan
+from pipeline.executor import Executor, RayExecutor
+from pipeline.graph import Job, Planned, plan
 from pipeline.lease import Lease
 from pipeline.rundir import RunDir, read_json, write_atomic, write_json
 from pipeline.stages import compare
@@ -40,8 +40,12 @@ def run_dir_of(config: RunConfig) -> RunDir:
 
 def plan_run(config: RunConfig, run: RunDir) -> list[Planned]:
     """All jobs with their states; reads the run's directory and changes nothing."""
+    return plan_jobs(all_jobs(config), run)
+
+
+def plan_jobs(jobs: Sequence[Job], run: RunDir) -> list[Planned]:
     return plan(
-        all_jobs(config),
+        jobs,
         lambda digest: run.job(digest).result.exists(),
         _earlier_jobs(run),
     )
@@ -65,15 +69,17 @@ class Driver:
         display: Display,
         stop: threading.Event,
         on_connected: Callable[[], None],
+        executor: Executor | None = None,
     ) -> None:
         """`on_connected` is called once Ray is up: Ray's own handler of SIGTERM ends the process at once,
-        so the caller's must be installed after it."""
+        so the caller's must be installed after it. `executor`: where jobs run; default: on Ray."""
         self.config = config
         self.run = run
         self.lease = lease
         self.on_connected = on_connected
         self.display = display
         self.stop = stop
+        self.executor = executor or RayExecutor(config, run)
         self._log = EventLog(run.events)
 
     def drive(self, planned: Sequence[Planned]) -> None:
@@ -101,13 +107,22 @@ class Driver:
         for item in planned:
             self._report(item, "waiting" if item.state == "due" else "skipped", item.reason)
         done = {item.job.name for item in planned if item.state == "done"}
-        work = Workload(self.config, self.run, self.lease, self.stop, done, self._report, self.display.tick)
+        work = Workload(
+            self.config,
+            self.run,
+            self.executor,
+            self.lease,
+            self.stop,
+            done,
+            self._report,
+            self.display.tick,
+        )
         try:
             on_cluster = [item for item in due if item.job.stage != compare.STAGE]
             if on_cluster:
-                with connect(self.run, self.config.cluster.address) as resources:
+                with self.executor.connected():
                     self.on_connected()
-                    work.do(on_cluster, resources)
+                    work.do(on_cluster)
             if work.fault:
                 raise work.fault
             if self.stop.is_set():

@@ -6,8 +6,11 @@
               a lost process, node or connection is tried again (a new generation, from the last
               complete checkpoint), a fault of the input or the data is not
 
-Checkpoints, events and samples are the worker's own; nothing goes through Ray Train's reports. This is the
-only file that knows Ray Train.
+    a node is to be taken away ──► its ranks are told (preemption.py), all save and end: a stop, not a failure
+
+Checkpoints, events and samples are the worker's own; nothing goes through Ray Train's reports. What the gang
+itself notes in the job's events.jsonl (`{"event": "gang", "phase": …}`) splits the time from a fault to the
+next step (recovery.py). This is the only file that knows Ray Train.
 """
 
 from __future__ import annotations
@@ -18,8 +21,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from pipeline import preemption
 from pipeline.errors import StopRequested, VitlineError
+from pipeline.events import EventLog
 from pipeline.graph import Outcome, Planned
+from pipeline.rundir import RunDir
 
 # Set on purpose; Ray Train's own values stand behind each. Read when ray.train is imported.
 _ENVIRONMENT = {
@@ -33,11 +39,20 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Ours looks instead: preemption.py says why.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
 
 import ray.train  # noqa: E402
+from ray.exceptions import RayActorError  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
+from ray.train.v2._internal.callbacks import DatasetsCallback  # noqa: E402
+from ray.train.v2._internal.callbacks.placement_group_callback import (  # noqa: E402
+    PlacementGroupCleanerCallback,
+)
+from ray.train.v2.api.callback import UserCallback  # noqa: E402
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError  # noqa: E402
 
 # A collective that nobody joins for this long has lost a rank.
@@ -60,21 +75,27 @@ class Gang:
 
     def _fit(self) -> None:
         digest = self.planned.digest
+        mark(self._run_dir, digest, "starting")
         try:
             self._trainer().fit()
         except TrainingFailedError as error:
             self._outcome = _failure(digest, error)
+        except RayActorError as error:
+            # Ray Train's controller was lost: killed, or its node gone. Its ranks end with it.
+            self._outcome = Outcome(digest=digest, error=f"the gang's controller: {error}", retry=True)
         except Exception as error:
             # Whatever ends this thread must reach the driver, which else waits for ever.
             self._outcome = Outcome(digest=digest, error=f"{type(error).__name__}: {error}", retry=False)
         else:
             done = (self._run_dir / "jobs" / digest / "result.json").exists()
             self._outcome = Outcome(digest=digest, stopped=not done)
+        finally:
+            mark(self._run_dir, digest, "ended")
 
     def _trainer(self) -> TorchTrainer:
         job = self.planned.job
         logging.getLogger("ray.train").setLevel(logging.ERROR)
-        return TorchTrainer(
+        return _Trainer(
             _rank,
             train_loop_config={"run_dir": str(self._run_dir), "digest": self.planned.digest},
             torch_config=TorchConfig(backend="nccl" if job.gpus else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
@@ -88,26 +109,78 @@ class Gang:
                 name=self.planned.digest,
                 storage_path=str(self._run_dir / "launch" / "ray_train"),
                 # Retries are the driver's: it knows which errors another try can help.
-                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=0, max_preemption_failures=0, controller_failure_limit=3
+                ),
+                callbacks=[_Loss(self._run_dir, self.planned.digest)],
             ),
         )
 
 
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Without two processes that every start of a gang would wait for, 2 s of a core each.
+
+    One hands out Ray's own datasets, which we have none of. The other removes the placement group of a
+    controller that died, which Ray's GCS does itself; it asks the dashboard, which our clusters do not have.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [
+            callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)
+        ]
+
+
+class _Loss(UserCallback):  # type: ignore[misc]
+    """Notes when ranks were found to be lost; runs in Ray Train's controller, before the others are ended."""
+
+    def __init__(self, run_dir: Path, digest: str) -> None:
+        self._run_dir, self._digest = run_dir, digest
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        mark(self._run_dir, self._digest, "lost", ranks=sorted(worker_exceptions))
+
+
+def mark(run_dir: Path, digest: str, phase: str, **more: Any) -> None:
+    """Note in the job's events how far an attempt has come, or its end; see recovery.py."""
+    log = EventLog(RunDir(run_dir).job(digest).events)
+    log({"event": "gang", "phase": phase, **more})
+    log.close()
+
+
 def _rank(config: dict[str, Any]) -> None:
     """Runs on each worker of the gang."""
+    run_dir, digest = Path(config["run_dir"]), config["digest"]
+    first = ray.train.get_context().get_world_rank() == 0
+    if first:
+        mark(run_dir, digest, "rank")
     # Imported where the work is done; the driver needs no PyTorch.
     from pipeline.train import worker
 
-    try:
-        worker.run(Path(config["run_dir"]), config["digest"])
-    except StopRequested:
-        # All ranks agreed to stop and saved; Ray Train must not count this as a failure.
-        return
+    with preemption.notice() as leaving:
+        steps = 0
+
+        def stop_asked() -> bool:
+            """Called by the loop at each step, once the step's gradients are there."""
+            nonlocal steps
+            steps += 1
+            if first and steps == 1:
+                mark(run_dir, digest, "step")
+            return leaving()
+
+        try:
+            worker.run(run_dir, digest, stop_asked=stop_asked)
+        except StopRequested:
+            # All ranks agreed to stop and saved; Ray Train must not count this as a failure.
+            return
 
 
 def _failure(digest: str, error: TrainingFailedError) -> Outcome:
     if not isinstance(error, WorkerGroupError):
         return Outcome(digest=digest, error=str(error), retry=True)
+    if any(preemption.was_preempted(failure) for failure in error.worker_failures.values()):
+        text = "a node was taken away before its ranks had saved"
+        return Outcome(digest=digest, error=text, retry=True, preempted=True)
     failures = [_cause(failure) for _, failure in sorted(error.worker_failures.items())]
     # Survivors fail with a broken connection when one rank goes; an error of ours says more.
     own = [failure for failure in failures if isinstance(failure, VitlineError)]

@@ -35,7 +35,8 @@ class Job:
         cpus, gpus: what one worker needs.
         workers: ranks; more than 0 makes it a gang.
         sizes: of a gang, every number of ranks that it may have; `workers` is the largest.
-        cost: rough length, to run the longest first; any unit, compared within a stage.
+        cost: rough length, to run the longest first; any unit, compared within a stage. Set when its
+            inputs are done (pipeline/stages/cost.py), as the length of a dataset is known only then.
     """
 
     name: str
@@ -71,6 +72,9 @@ class Outcome:
         fault: the same as one of our exceptions, where it is one.
         retry: whether another attempt can help.
         stopped: it ended early because it was asked to.
+        preempted: it failed because its node was taken away, as announced; that is no failure of the job.
+        progressed: it failed, but completed a checkpoint before; its failures are counted anew.
+        note: what is worth a word of a job that is done.
     """
 
     digest: str
@@ -78,6 +82,9 @@ class Outcome:
     fault: VitlineError | None = None
     retry: bool = False
     stopped: bool = False
+    preempted: bool = False
+    progressed: bool = False
+    note: str = ""
 
 
 def plan(

@@ -14,6 +14,7 @@
         result.json                written last, by rename: the job is done
         events.jsonl               what its rank 0 reports
         generation                 number of the newest attempt; older ones may not finish anything
+        skipped.json               batches left out, see pipeline/train/rewinding.py
         stop                       there while a stop is asked for
         logs/attempt-0001/rank-00000.log
         samples/attempt-0001/rank-00000.jsonl     ids of the samples of each step
@@ -45,6 +46,7 @@ class JobDir:
         self.events = path / "events.jsonl"
         self.generation = path / "generation"
         self.stop = path / "stop"
+        self.skipped = path / "skipped.json"
         self.checkpoints = path / "checkpoints"
         self.weights = path / "weights.safetensors"
         self.predictions = path / "predictions.parquet"

@@ -32,16 +32,24 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_\-. /:]")
 _FIELDS = {
     "progress": {
         "loss": "train/loss",
+        "masked_accuracy": "train/masked_accuracy",
         "grad_norm": "train/grad_norm",
         "lr": "train/lr",
         "images_per_s": "train/images_per_s",
+        "images_per_s_device": "train/images_per_s_device",
+        "mfu": "train/mfu",
         "data_wait_s": "train/data_wait_s",
         "epoch": "train/epoch",
         "skipped": "train/skipped_steps",
         "memory_mib": "train/memory_mib",
         "position": "cost/images_seen",
     },
-    "validate": {"top1": "val/top1", "loss": "val/loss"},
+    "validate": {
+        "top1": "val/top1",
+        "masked_accuracy": "val/masked_accuracy",
+        "loss": "val/loss",
+        "knn_top1": "val/knn_top1",
+    },
     "checkpoint": {"stall_s": "train/checkpoint_stall_s"},
 }
 # State of a job or run that has ended → MLflow's status.
@@ -174,7 +182,8 @@ def points(events: Iterable[Event], job: Tracked) -> list[Point]:
             job.stride = max(1, job.steps // MOST_POINTS)
         step = int(event.get("step", 0))
         stride = job.stride if kind == "progress" and step != job.steps else 1
-        for name, key in _FIELDS.get(kind, {}).items():
+        shots = {name: f"val/{name}" for name in event if kind == "validate" and name.startswith("few_shot_")}
+        for name, key in (_FIELDS.get(kind, {}) | shots).items():
             value = event.get(name)
             if isinstance(value, int | float) and step - job.last.get(key, -stride) >= stride:
                 job.last[key] = step

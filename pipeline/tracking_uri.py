@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pipeline.config.secrets import has_credentials
 from pipeline.errors import UserError
 
 
@@ -20,7 +21,7 @@ def check_uri(uri: str) -> None:
             "an address: sqlite:///FILE, http://HOST:PORT, postgresql://HOST/NAME",
             "leave tracking.uri out to get SQLite beside the runs; MLflow gave up its file store",
         )
-    if parts.password or (parts.scheme.startswith("http") and parts.username):
+    if has_credentials(uri):
         raise UserError(
             "tracking.uri holds credentials",
             "none: the resolved configuration, which is stored and shown, would hold them too",

@@ -6,28 +6,24 @@
        └───────────┘        stopped       asked for, or to come back with more ranks
 
 Without its data or its pre-training the rest of a run has no purpose: a failure there ends the workload
-(`fault`). Any other failure touches only what needs the job.
+(`fault`). Any other failure touches only what needs the job. Nothing here knows Ray or waits by itself:
+that is the executor's (pipeline/executor.py).
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 from pipeline import admission
 from pipeline.config import RunConfig
 from pipeline.errors import EnvironmentUnfit, JobsFailed, VitlineError
+from pipeline.executor import Executor
 from pipeline.graph import Outcome, Planned
+from pipeline.jobqueue import JobQueue
 from pipeline.lease import Lease
 from pipeline.rundir import RunDir
 from pipeline.stages import prepare, pretrain
-from pipeline.stages.catalog import write_job
-
-if TYPE_CHECKING:
-    from pipeline.fanout import Fanout
-    from pipeline.gang import Gang
 
 _POLL_S = 0.2
 _GROW_INTERVAL_S = 10.0
@@ -35,12 +31,13 @@ _TRUNK = (prepare.STAGE, pretrain.STAGE)
 
 
 class Workload:
-    """What is waiting, running, done (names) and failed (name → error)."""
+    """What is done (names) and failed (name → error), and what waits and runs."""
 
     def __init__(
         self,
         config: RunConfig,
         run: RunDir,
+        executor: Executor,
         lease: Lease,
         stop: threading.Event,
         done: set[str],
@@ -51,106 +48,99 @@ class Workload:
         self.failed: dict[str, str] = {}
         self.fault: VitlineError | None = None
         self._config, self._run, self._lease, self._stop = config, run, lease, stop
+        self._executor = executor
         self._report, self._tick = report, tick
-        self._waiting: list[Planned] = []
+        self._waiting = JobQueue((), done, executor.cost)
         self._running: dict[str, Planned] = {}  # digest → the job, a gang with the ranks it has now
         self._whole: dict[str, Planned] = {}  # digest → the job with the ranks it asks for
-        self._failures: dict[str, int] = {}  # digest → attempts that failed
+        self._used: admission.Resources = {}  # by all that runs
+        self._asked: set[str] = set()  # digests of running jobs that were asked to stop
+        self._attempts: dict[str, int] = {}  # digest → attempts that began
+        self._failures: dict[str, int] = {}  # digest → failures since it last got on
+        self._preemptions: dict[str, int] = {}  # digest → attempts whose node was taken away
+        self._fitting: list[admission.Resources] | None = None  # nodes that hold every waiting job
         self._lacking_since: float | None = None
-        self._looked_to_grow_at = time.monotonic()
+        self._looked_to_grow_at = executor.now()
 
-    def do(self, items: Iterable[Planned], resources: Callable[[], Mapping[str, float]]) -> None:
-        """Run `items` until nothing can go on; `resources` says what the cluster has now.
+    def do(self, items: Iterable[Planned]) -> None:
+        """Run `items` until nothing can go on.
 
         Raises:
             EnvironmentUnfit: a job does not fit into the whole cluster, and did not for `cluster.wait_s`.
             Busy: another driver took the run over.
         """
-        # Imports Ray, which is not needed where nothing is due.
-        from pipeline.fanout import Fanout
-
-        self._waiting = list(items)
-        fanout = Fanout(self._run.path)
-        gangs: dict[str, Gang] = {}
+        self._waiting = JobQueue(items, self.done, self._executor.cost)
         while True:
             self._lease.check()
-            self._fail_orphans()
-            if self._stop.is_set() or self.fault:
+            ending = self._stop.is_set() or self.fault is not None
+            if ending:
                 self._ask_to_stop(self._running)
             else:
-                total = resources()
-                self._start_what_fits(total, fanout, gangs)
-                self._check_lack(total)
-                self._grow(total)
-            if not self._running and (self._stop.is_set() or self.fault or not self._waiting):
+                nodes = self._executor.nodes()
+                self._start_what_fits(nodes)
+                self._check_lack(nodes)
+                self._grow(nodes)
+            if not self._running and (ending or not self._waiting):
                 return
-            outcomes = list(fanout.poll(_POLL_S))
-            outcomes += [outcome for gang in gangs.values() if (outcome := gang.poll()) is not None]
-            for outcome in outcomes:
-                gangs.pop(outcome.digest, None)
+            for outcome in self._executor.poll(_POLL_S):
                 self._finish(outcome)
-            if not outcomes:
-                time.sleep(_POLL_S)
             self._tick()
 
     # ---------------------------------------------------------------- starting
 
-    def _start_what_fits(self, total: Mapping[str, float], fanout: Fanout, gangs: dict[str, Gang]) -> None:
-        # Imports Ray Train.
-        from pipeline.gang import Gang
+    def _start_what_fits(self, nodes: list[admission.Resources]) -> None:
+        room = admission.less(admission.total(nodes), admission.more({}, self._used_now()))
+        for item in self._waiting.startable(room):
+            self._start(item)
 
-        for item in admission.startable(self._waiting, self.done, self._running.values(), total):
-            if not self._start(item):
-                continue
-            if item.job.workers:
-                gangs[item.digest] = Gang(self._run.path, item)
-            else:
-                fanout.submit(item)
+    def _used_now(self) -> admission.Resources:
+        return self._used or {"CPU": 0.0, "GPU": 0.0}
 
-    def _start(self, item: Planned) -> bool:
-        """Describe the job on disk; False where its inputs turn out not to allow it."""
-        whole = next(other for other in self._waiting if other.digest == item.digest)
-        self._waiting.remove(whole)
-        self._run.job(item.digest).stop.unlink(missing_ok=True)
+    def _start(self, item: Planned) -> None:
+        whole = self._waiting.take(item.digest)
         try:
-            write_job(self._config, self._run, item)
+            self._executor.start(item)
         except VitlineError as error:
             self._fail(item, str(error))
-            return False
+            return
         self._running[item.digest], self._whole[item.digest] = item, whole
+        self._used = admission.more(self._used, admission.needs(item))
+        attempt = self._attempts[item.digest] = self._attempts.get(item.digest, 0) + 1
         ranks = f", {item.job.workers} ranks" if item.job.workers else ""
-        self._report(item, "running", f"attempt {self._failures.get(item.digest, 0) + 1}{ranks}")
-        return True
+        self._report(item, "running", f"attempt {attempt}{ranks}")
 
-    def _check_lack(self, total: Mapping[str, float]) -> None:
+    def _check_lack(self, nodes: list[admission.Resources]) -> None:
         """Wait for a cluster that is too small, and say so; not for ever."""
-        lack = admission.lacking(self._waiting, total)
+        if nodes == self._fitting:
+            return
+        lack = admission.lacking(self._waiting, nodes)
         if lack is None:
-            self._lacking_since = None
+            self._lacking_since, self._fitting = None, list(nodes)
             return
         item, sentence = lack
         if self._lacking_since is None:
-            self._lacking_since = time.monotonic()
+            self._lacking_since = self._executor.now()
             self._report(item, "waiting", f"{sentence}; waiting for more of it")
         # A cluster of this machine alone does not grow.
         wait_s = self._config.cluster.wait_s if self._config.cluster.address else 0.0
-        if time.monotonic() - self._lacking_since >= wait_s:
+        if self._executor.now() - self._lacking_since >= wait_s:
             raise EnvironmentUnfit(
                 sentence,
                 "a cluster that holds every job",
                 "lower pretrain.gang.workers or what each takes, or use a larger cluster",
             )
 
-    def _grow(self, total: Mapping[str, float]) -> None:
+    def _grow(self, nodes: list[admission.Resources]) -> None:
         """Have a gang that could have more ranks save and come back with them."""
-        if time.monotonic() - self._looked_to_grow_at < _GROW_INTERVAL_S:
+        if self._executor.now() - self._looked_to_grow_at < _GROW_INTERVAL_S:
             return
-        self._looked_to_grow_at = time.monotonic()
+        self._looked_to_grow_at = self._executor.now()
+        room = admission.less(admission.total(nodes), self._used_now())
         for digest, item in self._running.items():
-            if item.job.workers:
-                others = [other for other in self._running.values() if other is not item]
-                size = admission.size_for(self._whole[digest], admission.free(total, others))
-                if size > item.job.workers and not self._run.job(digest).stop.exists():
+            if item.job.workers and digest not in self._asked:
+                own = admission.more(room, admission.needs(item))
+                size = admission.size_for(self._whole[digest], own)
+                if size > item.job.workers:
                     self._report(item, "running", f"grows from {item.job.workers} to {size} ranks")
                     self._ask_to_stop([digest])
 
@@ -158,22 +148,35 @@ class Workload:
 
     def _finish(self, outcome: Outcome) -> None:
         item = self._running.pop(outcome.digest)
-        if outcome.stopped:
-            self._waiting.append(self._whole[item.digest])
+        self._used = admission.less(self._used, admission.needs(item))
+        asked = outcome.digest in self._asked
+        self._asked.discard(outcome.digest)
+        if outcome.preempted or (outcome.stopped and not asked):
+            self._taken_away(item, outcome)
+        elif outcome.stopped:
+            self._waiting.put_back(self._whole[item.digest])
             self._report(item, "stopped", "with a checkpoint" if item.job.workers else "")
         elif outcome.error is None:
             self.done.add(item.job.name)
-            result = self._run.job(item.digest).read_result() or {}
-            self._report(item, "done", str(result.get("outputs", {}).get("note", "")))
+            self._waiting.finished(item.job.name)
+            self._report(item, "done", outcome.note)
         else:
             self._failed_attempt(item, outcome, outcome.error)
 
+    def _taken_away(self, item: Planned, outcome: Outcome) -> None:
+        """Go on elsewhere, as often as it takes: that a node goes says nothing about the job."""
+        times = self._preemptions[item.digest] = self._preemptions.get(item.digest, 0) + 1
+        self._waiting.put_back(self._whole[item.digest])
+        self._report(item, "stopped", f"preempted (time {times}): {outcome.error or 'its node is to go'}")
+
     def _failed_attempt(self, item: Planned, outcome: Outcome, error: str) -> None:
-        failures = self._failures[item.digest] = self._failures.get(item.digest, 0) + 1
+        # A long training meets more faults than any budget; what counts is whether it gets on between them.
+        before = 0 if outcome.progressed else self._failures.get(item.digest, 0)
+        failures = self._failures[item.digest] = before + 1
         gang, fanout = self._config.pretrain.gang, self._config.fanout
         budget = gang.max_failures if item.job.workers else fanout.retries
         if outcome.retry and failures <= budget and not self._stop.is_set():
-            self._waiting.append(self._whole[item.digest])
+            self._waiting.put_back(self._whole[item.digest])
             self._report(item, "waiting", error)
             return
         self._fail(item, error)
@@ -184,15 +187,15 @@ class Workload:
                 f"see {self._run.job(item.digest).path}/logs, mend it and run again",
             )
 
-    def _fail_orphans(self) -> None:
-        for item, reason in admission.orphans(self._waiting, self.failed):
-            self._waiting.remove(item)
-            self._fail(item, reason)
-
     def _fail(self, item: Planned, error: str) -> None:
+        """Give a job up for good, and all that needs it."""
         self.failed[item.job.name] = error
         self._report(item, "failed", error)
+        for follower in self._waiting.failed(item.job.name):
+            self._fail(follower, f"its input {item.job.name} failed")
 
     def _ask_to_stop(self, digests: Iterable[str]) -> None:
         for digest in digests:
-            self._run.job(digest).stop.touch()
+            if digest not in self._asked:
+                self._asked.add(digest)
+                self._executor.ask_to_stop(digest)

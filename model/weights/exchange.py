@@ -136,7 +136,25 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no weight file at {path}; check the path")
     with np.load(path, allow_pickle=False) as arrays:
-        return {key: _to_tensor(arrays[key]) for key in arrays.files}
+        return {key: _read_array(arrays, key, path) for key in arrays.files}
+
+
+def _read_array(arrays: Any, key: str, path: Path) -> Tensor:
+    try:
+        array = arrays[key]
+    except ValueError as error:  # NumPy refuses objects, which are pickles
+        raise ValueError(
+            f"{key} of {path} holds Python objects, and other people's pickles are not run; save the arrays "
+            "alone"
+        ) from error
+    # A member of the archive that is not an .npy comes as its bytes.
+    kind = getattr(array, "dtype", None)
+    if kind is None or not (kind.kind in "fiub" or (kind.kind == "V" and kind.itemsize == 2)):
+        raise ValueError(
+            f"{key} of {path} holds {type(array).__name__ if kind is None else kind}, expected an array of "
+            "numbers; leave it out of the file"
+        )
+    return _to_tensor(array)
 
 
 def _to_tensor(array: Any) -> Tensor:

@@ -78,9 +78,13 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """A place beside `path` to write to; flushed and renamed to `path` if all went well, removed if not."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    beside.touch()
+    # As the umask says; safetensors would make a file that its owner alone may read.
+    mode = beside.stat().st_mode & 0o777
     try:
         yield beside
         with beside.open("rb") as handle:
+            os.fchmod(handle.fileno(), mode)
             os.fsync(handle.fileno())
         beside.replace(path)
     finally:

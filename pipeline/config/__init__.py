@@ -8,7 +8,8 @@ A job's digest is made of the settings it reads, so the classes here follow the 
     ├── pretrain: PretrainSettings (TrainSettings + dataset + gang)
     ├── transfer: TransferSettings (protocol, datasets, seeds, starts)
     ├── fanout, tracking
-    TrainJob, EvaluateJob      what one worker does; stages make these from the settings above
+    ├── retrain: RetrainSettings (how it repeats by itself)
+    TrainJob, EvaluateJob, ProbeJob      what one worker does; stages make these from the settings above
 """
 
 from pipeline.config.base import (
@@ -36,6 +37,12 @@ from pipeline.config.reading import (
     DataView,
     OrderSettings,
 )
+from pipeline.config.retrain import (
+    GateSettings,
+    NewDataSettings,
+    NotifySettings,
+    RetrainSettings,
+)
 from pipeline.config.run import (
     ClusterSettings,
     FanoutSettings,
@@ -47,17 +54,24 @@ from pipeline.config.train import (
     EngineSettings,
     GangSettings,
     HealthSettings,
+    MaskedPatchSettings,
     ModelSettings,
     OptimizerSettings,
     PretrainSettings,
     TrainSettings,
 )
 from pipeline.config.transfer import (
+    FewShotProtocol,
+    FinetuneProtocol,
+    KnnProtocol,
+    LinearProtocol,
+    ProbeProtocol,
     Protocol,
     TransferSettings,
 )
 from pipeline.config.work import (
     EvaluateJob,
+    ProbeJob,
     TrainJob,
 )
 
@@ -74,17 +88,28 @@ __all__ = [
     "EngineSettings",
     "EvaluateJob",
     "FanoutSettings",
+    "FewShotProtocol",
+    "FinetuneProtocol",
     "FolderSource",
     "GangSettings",
+    "GateSettings",
     "GlyphsSource",
     "HealthSettings",
     "HuggingFaceSource",
+    "KnnProtocol",
+    "LinearProtocol",
+    "MaskedPatchSettings",
     "ModelSettings",
+    "NewDataSettings",
+    "NotifySettings",
     "OptimizerSettings",
     "OrderSettings",
     "ParquetSource",
     "PretrainSettings",
+    "ProbeJob",
+    "ProbeProtocol",
     "Protocol",
+    "RetrainSettings",
     "RunConfig",
     "Settings",
     "SourceSettings",

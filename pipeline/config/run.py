@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Settings
-from pipeline.config.datasets import DatasetSettings
+from pipeline.config.datasets import DatasetSettings, WebdatasetSource
+from pipeline.config.retrain import RetrainSettings
 from pipeline.config.train import PretrainSettings
 from pipeline.config.transfer import TransferSettings
 
@@ -39,14 +40,32 @@ class RunConfig(Settings):
     fanout: FanoutSettings = FanoutSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
+    retrain: RetrainSettings | None = Field(None, description="how the run repeats; None: it does not")
 
     @model_validator(mode="after")
     def _datasets_exist(self) -> RunConfig:
         for where, name in [
-            ("pretrain.dataset", self.pretrain.dataset),
+            *[(self.pretrain.named_by, name) for name in self.pretrain.shares],
             *[("transfer.datasets", name) for name in self.transfer.datasets],
         ]:
             if name not in self.datasets:
                 known = ", ".join(sorted(self.datasets))
                 raise ValueError(f"{where} names {name!r}, which is not under datasets: ({known})")
+        return self
+
+    @model_validator(mode="after")
+    def _can_repeat(self) -> RunConfig:
+        if self.retrain is None:
+            return self
+        dataset = self.pretrain.dataset
+        if not isinstance(self.datasets.get(str(dataset)), WebdatasetSource):
+            raise ValueError(
+                f"retrain watches shards: pretrain.dataset must be of source webdataset, {dataset!r} is not"
+            )
+        if "pretrained" not in self.transfer.starts:
+            raise ValueError("retrain compares what pre-training gives: transfer.starts must hold pretrained")
+        if not self.tracking.enabled:
+            raise ValueError("retrain keeps its champion in MLflow's registry: set tracking.enabled=true")
+        if other := sorted(self.retrain.gate.floors.keys() - set(self.transfer.datasets)):
+            raise ValueError(f"retrain.gate.floors names {other[0]!r}, which is not in transfer.datasets")
         return self

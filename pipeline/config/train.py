@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -69,19 +69,100 @@ class EngineSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    every: Duration | None = Field(None, description="None: only at the end and when stopped")
+    every: Duration | Literal["auto"] | None = Field(
+        None, description="None: only at the end and when stopped; auto: from the measured cost of a save"
+    )
+    mtbf_hours: float | None = Field(
+        None,
+        gt=0,
+        description="every: auto only: mean time between failures of one rank, hours; None: 50,000",
+    )
     keep: int = Field(2, ge=1, description="newest complete ones that stay")
+    keep_every: Duration | None = Field(
+        None, description="the first one at or after each multiple of this stays for good; None: none"
+    )
+    remote: str | None = Field(
+        None,
+        description="URL (fsspec) that each one is copied to in the background, and resumed from where it is"
+        " newer; None: local only",
+    )
+
+    @model_validator(mode="after")
+    def _settings_act(self) -> CheckpointSettings:
+        if self.mtbf_hours is not None and self.every != "auto":
+            raise ValueError(f"mtbf_hours has no effect on every {self.every!r}; set every: auto")
+        if self.keep_every is not None and self.every is None:
+            raise ValueError("keep_every has no effect without saves on the way; set every")
+        return self
 
 
 class HealthSettings(Settings):
     """What happens when a training goes wrong."""
 
-    loss_not_finite: Literal["stop", "skip"] = Field("stop", description="skip: leave the update out, go on")
+    loss_not_finite: Literal["stop", "skip", "rewind"] = Field(
+        "stop",
+        description="skip: leave the update out, go on; rewind: that, and skips_in_a_row of them go back to"
+        " the last checkpoint and leave out data instead of ending it",
+    )
     skips_in_a_row: int = Field(3, ge=1, description="updates left out one after the other that end it")
+    rewinds: int | None = Field(
+        None, ge=1, description="rewind only: going back more often than this ends it; None: 3"
+    )
+    skip_window: Duration | None = Field(
+        None,
+        description="rewind only: how much data before the fault is left out; None: all since the checkpoint",
+    )
     spike: float | None = Field(
         None, gt=0, description="warn of a loss so many deviations above its recent mean; None: never"
     )
     stall_s: float = Field(300, gt=0, description="without a step: name the rank, dump Python stacks")
+
+    @model_validator(mode="after")
+    def _settings_act(self) -> HealthSettings:
+        for name in ("rewinds", "skip_window"):
+            if getattr(self, name) is not None and self.loss_not_finite != "rewind":
+                raise ValueError(f"{name} has no effect on loss_not_finite {self.loss_not_finite!r}")
+        return self
+
+
+class MaskedPatchSettings(Settings):
+    """Masked patch prediction: what is hidden and what is asked (ViT, Section 4.6 and Appendix B.1.2)."""
+
+    target: Literal["mean_colour", "thumbnail", "pixels"] = Field(
+        "mean_colour",
+        description="of each hidden patch: its mean colour of 512; those of 4×4 parts; all its pixels",
+    )
+    corrupted: float = Field(0.5, gt=0, le=1, description="share of an image's patches")
+    masked: float = Field(0.8, ge=0, le=1, description="of those: replaced by the mask embedding")
+    swapped: float = Field(
+        0.1, ge=0, le=1, description="of those: replaced by another patch of the image; the rest is kept"
+    )
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> MaskedPatchSettings:
+        if self.masked + self.swapped > 1:
+            raise ValueError(f"masked {self.masked} and swapped {self.swapped} are more than all; lower one")
+        return self
+
+
+class ValidationSettings(Settings):
+    """What is scored on held-out data, on the way and after the last step; training is not changed."""
+
+    every: Duration | None = Field(None, description="None: only after the last step")
+    few_shot: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        description="images of each class, as [1, 5]: ridge regression on frozen features, mean of 3 draws",
+    )
+    knn: int | None = Field(None, ge=1, description="nearest neighbours that vote, on frozen features")
+    bank: int = Field(
+        10_000, ge=1, description="few_shot and knn: training images that they know, evenly over classes"
+    )
+
+    @model_validator(mode="after")
+    def _settings_act(self) -> ValidationSettings:
+        if self.bank != 10_000 and not self.few_shot and self.knn is None:
+            raise ValueError("bank has no effect without few_shot or knn")
+        return self
 
 
 class TrainSettings(Settings):
@@ -94,6 +175,10 @@ class TrainSettings(Settings):
     micro_batch: int | None = Field(
         None, ge=1, description="samples a rank holds at once; None: all of its part"
     )
+    objective: Literal["classification", "masked_patches"] = Field(
+        "classification", description="masked_patches: self-supervised, reads no label"
+    )
+    masked_patches: MaskedPatchSettings = MaskedPatchSettings()
     loss: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -105,10 +190,34 @@ class TrainSettings(Settings):
     )
     checkpoint: CheckpointSettings = CheckpointSettings()
     health: HealthSettings = HealthSettings()
+    validation: ValidationSettings = ValidationSettings()
     threads: int = Field(1, ge=1, description="decoding threads in a rank")
     bad_samples: float = Field(0.001, ge=0, le=1, description="share that may fail to decode; at least 1")
     log_every: Duration = Field("10 steps", description="between two progress events")
     log_samples: bool = Field(True, description="write the ids of every step: about 8 bytes a sample")
+
+    @model_validator(mode="after")
+    def _objective_reads_them(self) -> TrainSettings:
+        if self.objective == "classification":
+            if self.masked_patches != MaskedPatchSettings():
+                raise ValueError("masked_patches has no effect without objective: masked_patches")
+            return self
+        without_effect = {
+            "loss": self.loss != "softmax",
+            "label_smoothing": self.label_smoothing > 0,
+            "augment.mixup": self.augment.mixup > 0,
+            "augment.cutmix": self.augment.cutmix > 0,
+            "model.representation": self.model.representation,
+            "validation.few_shot": bool(self.validation.few_shot),
+            "validation.knn": self.validation.knn is not None,
+            "model.options.head_bias": "head_bias" in self.model.options,
+        }
+        if found := [name for name, given in without_effect.items() if given]:
+            raise ValueError(
+                f"{', '.join(found)} set with objective masked_patches, which has neither labels nor a head "
+                "for them; leave it out"
+            )
+        return self
 
 
 class GangSettings(Settings):
@@ -124,5 +233,43 @@ class GangSettings(Settings):
 
 
 class PretrainSettings(TrainSettings):
-    dataset: str = Field(description="a name under datasets:")
+    """The long training. An epoch of a mixture is as many samples as its datasets have together."""
+
+    dataset: str | None = Field(None, description="a name under datasets:; or `mixture`")
+    mixture: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        min_length=2,
+        description="several names under datasets: → weight, in any unit: each dataset gives that share of"
+        " every batch, and classes of the same name are one class",
+    )
+    exclude: dict[str, str] = Field(
+        {},
+        description="dataset → file of samples that are left out, as `vitline data duplicates --exclude`"
+        " writes it",
+    )
+    start: str | None = Field(
+        None,
+        description="weights file to begin from, as vitline exports it; the head too where the classes are as"
+        " many. None: drawn from the seed",
+    )
     gang: GangSettings = GangSettings()
+
+    @property
+    def named_by(self) -> str:
+        """The setting that names the data, for messages."""
+        return "pretrain.dataset" if self.mixture is None else "pretrain.mixture"
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Dataset → weight, by name: the order in which a mapping was written has no meaning."""
+        weights = {str(self.dataset): 1.0} if self.mixture is None else self.mixture
+        return dict(sorted(weights.items()))
+
+    @model_validator(mode="after")
+    def _one_way_to_name_data(self) -> PretrainSettings:
+        if (self.dataset is None) == (self.mixture is None):
+            found = "neither is given" if self.dataset is None else f"dataset is {self.dataset!r} too"
+            raise ValueError(f"exactly one of dataset and mixture, but {found}; set the other to null")
+        if other := sorted(self.exclude.keys() - self.shares.keys()):
+            raise ValueError(f"exclude names {other[0]!r}, which is not among {', '.join(self.shares)}")
+        return self

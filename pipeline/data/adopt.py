@@ -1,16 +1,18 @@
 """Shards that others wrote → indexes and a manifest; the shards stay where and as they are.
 
 One pass hops over a shard's headers and finds its samples, a second reads it once for the hashes. A
-remote shard is copied for that, one at a time for each process, and the copy is deleted.
+remote shard is fetched once for that, one at a time for each process, into a copy that is deleted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from pipeline.config import WebdatasetSource
+from pipeline.data.beside import find_beside
 from pipeline.data.braces import expand_braces
 from pipeline.data.files import file_reader
 from pipeline.data.index import Scan, finish, read_blocks, save_index, scan
@@ -27,11 +29,12 @@ def adopt(settings: WebdatasetSource, directory: Path, *, report: Report, run: R
         UserError: a shard is missing or compressed, or the settings contradict the shards.
         DataError: a shard is damaged, or a sample in it incomplete; shard and key are named.
     """
-    splits, largest = {}, {}
+    splits, largest, names = {}, {}, settings.classes
     for split in ("train", "test"):
         job = _Job(settings, split, directory)
-        splits[split], largest[split] = _adopt_split(job, report, run)
-    classes = settings.classes or tuple(str(number) for number in range(largest["train"] + 1))
+        splits[split], largest[split], beside = _adopt_split(job, report, run)
+        names = names or (beside if split == "train" else None)
+    classes = names or tuple(str(number) for number in range(largest["train"] + 1))
     if largest["test"] >= len(classes):
         raise DataError(
             f"label {largest['test']} in test, but no label above {largest['train']} in train",
@@ -58,8 +61,8 @@ class _Job:
         return {name: number for number, name in enumerate(self.settings.classes or ())}
 
 
-def _adopt_split(job: _Job, report: Report, run: Run) -> tuple[Split, int]:
-    """The split, and its largest label."""
+def _adopt_split(job: _Job, report: Report, run: Run) -> tuple[Split, int, tuple[str, ...] | None]:
+    """The split, its largest label, and its classes if a manifest beside the shards names them."""
     names = [name if is_remote(name) else str(Path(name).absolute()) for name in expand_braces(job.pattern)]
     for name in names:
         if not is_remote(name) and not Path(name).is_file():
@@ -68,38 +71,50 @@ def _adopt_split(job: _Job, report: Report, run: Run) -> tuple[Split, int]:
                 f"the shards that {job.pattern!r} names",
                 f"correct `{job.split}` of the dataset",
             )
-    chunk = next((size for name in names if (size := _chunk(job, name))), None)
-    if chunk is None:
+    progress = Progress(job.split, None, report)
+    known = find_beside(names, job.directory, job.split, progress, run)
+    if known is not None and job.settings.classes in (None, known[1]):
+        progress.end()
+        return known[0], len(known[1]) - 1, known[1]
+    numbered = list(enumerate(names))
+    # The size of a chunk is judged by the first shard that holds samples, which is indexed on the way.
+    first = chunk = None
+    while numbered and chunk is None:
+        first, chunk = _adopt_first(job, numbered.pop(0))
+    if first is None or chunk is None:
         raise DataError(
             f"no samples in {job.pattern!r}", "at least one", f"correct `{job.split}` of the dataset"
         )
-    progress = Progress(job.split, None, report)
     shards, largest = [], -1
-    for shard, label in run(partial(_adopt_shard, job, chunk), list(enumerate(names))):
+    for shard, label in chain([first], run(partial(_adopt_shard, job, chunk), numbered)):
         progress.add(shard.samples)
         largest = max(largest, label)
         if shard.samples:
             shards.append(shard)
     progress.end()
-    return Split(chunk, tuple(shards)), largest
+    return Split(chunk, tuple(shards)), largest, None
 
 
-def _chunk(job: _Job, name: str) -> int | None:
-    """Samples in a chunk, judged by one shard; None if it is empty."""
-    with local_copy(name, job.directory) as path:
-        found = _scan(path, name, job.names)
-    if not found.offset:
-        return None
-    return max(1, round(job.settings.write.chunk_bytes * len(found.offset) / found.end[-1]))
+def _adopt_first(job: _Job, numbered: tuple[int, str]) -> tuple[tuple[Shard, int] | None, int | None]:
+    """Index one shard, and say how many samples make a chunk by it; None for both if it is empty."""
+    with local_copy(numbered[1], job.directory) as path:
+        found = _scan(path, numbered[1], job.names)
+        if not found.offset:
+            return None, None
+        chunk = max(1, round(job.settings.write.chunk_bytes * len(found.offset) / found.end[-1]))
+        return _index(job, chunk, numbered, path, found), chunk
 
 
 def _adopt_shard(job: _Job, chunk: int, numbered: tuple[int, str]) -> tuple[Shard, int]:
     """Index one shard; returns it and its largest label, -1 if it is empty."""
+    with local_copy(numbered[1], job.directory) as path:
+        return _index(job, chunk, numbered, path, _scan(path, numbered[1], job.names))
+
+
+def _index(job: _Job, chunk: int, numbered: tuple[int, str], path: Path, found: Scan) -> tuple[Shard, int]:
     number, name = numbered
-    with local_copy(name, job.directory) as path:
-        found = _scan(path, name, job.names)
-        index, sha256 = finish(found, chunk, read_blocks(path))
-        size = path.stat().st_size
+    index, sha256 = finish(found, chunk, read_blocks(path))
+    size = path.stat().st_size
     index_name = f"{job.split}/{number:06d}.npz"
     if found.offset:
         save_index(job.directory / index_name, index)

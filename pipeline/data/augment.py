@@ -122,17 +122,18 @@ class EvaluationPixels:
         return evaluation_pixels(self.settings, image.pixels, self.size)
 
 
-def evaluation_pixels(settings: AugmentSettings, pixels: Pixels, size: int) -> Pixels:
-    """(size, size, 3) uint8 of an evaluated sample: resized to a square, or its centre."""
+def evaluation_pixels(settings: AugmentSettings, pixels: Pixels, size: int | tuple[int, int]) -> Pixels:
+    """(size, size, 3) or (*size, 3) uint8 of an evaluated sample: the whole resized, or its centre."""
+    height, width = (size, size) if isinstance(size, int) else size
     if settings.evaluate == "centre":
-        side = _larger(settings, size)
-        height, width = pixels.shape[:2]
-        scale = side / min(height, width)
-        image = _resize(pixels, max(side, round(height * scale)), max(side, round(width * scale)))
-        top, left = (image.shape[2] - size) // 2, (image.shape[3] - size) // 2
-        image = image[:, :, top : top + size, left : left + size]
+        least = (_larger(settings, height), _larger(settings, width))
+        rows, columns = pixels.shape[:2]
+        scale = max(least[0] / rows, least[1] / columns)
+        image = _resize(pixels, max(least[0], round(rows * scale)), max(least[1], round(columns * scale)))
+        top, left = (image.shape[2] - height) // 2, (image.shape[3] - width) // 2
+        image = image[:, :, top : top + height, left : left + width]
     else:
-        image = _resize(pixels, size, size)
+        image = _resize(pixels, height, width)
     return _pixels(image)
 
 

@@ -25,7 +25,8 @@ _GREY = 32  # px, side of the grey picture that is hashed and compared
 _BLOCK = 2048  # hashes of one dataset compared with _BLOCK of the other at once
 _SHOWN = 40
 
-Hashes = NDArray[np.uint64]
+Hashed = tuple[NDArray[np.int64], NDArray[np.uint64]]
+"""Places in a view, and the hashes of the images there."""
 Grey = NDArray[np.float32]
 
 
@@ -42,7 +43,13 @@ class Pair:
 
 
 def find_duplicates(
-    first: View, second: View, *, bits: int = 6, levels: float = 10.0, threads: int = 1
+    first: View,
+    second: View,
+    *,
+    bits: int = 6,
+    levels: float = 10.0,
+    threads: int = 1,
+    hashes: Hashed | None = None,
 ) -> list[Pair]:
     """All pairs, in order of ids.
 
@@ -50,15 +57,15 @@ def find_duplicates(
         bits: hashes may differ in so many.
         levels: the grey pictures may differ by so much on average, of 255.
         threads: that decode.
+        hashes: of `first`, by `hash_view`, for whoever compares it with several.
     """
-    hashes = _hash_all(first, threads), _hash_all(second, threads)
     pairs = []
-    for a, b, distance in _candidates(*hashes, bits):
+    for a, b, distance in _candidates(hashes or hash_view(first, threads), hash_view(second, threads), bits):
         ids = int(first.sample_id(np.array([a]))[0]), int(second.sample_id(np.array([b]))[0])
         pair = _compare(first.read(ids[0]), second.read(ids[1]))
         if pair is not None and pair[0] <= levels:
             pairs.append(Pair(*ids, distance, *pair))
-    return pairs
+    return sorted(pairs, key=lambda pair: (pair.first, pair.second))
 
 
 def perceptual_hash(grey: Grey) -> int:
@@ -77,7 +84,7 @@ def grey_picture(data: bytes) -> Grey | None:
     return np.asarray(small, dtype=np.float32)
 
 
-def _hash_all(view: View, threads: int) -> tuple[NDArray[np.int64], Hashes]:
+def hash_view(view: View, threads: int) -> Hashed:
     """Places in the view, and hashes, of the images that can be decoded."""
     ids = view.sample_id(np.arange(view.samples, dtype=np.int64))
 
@@ -92,9 +99,7 @@ def _hash_all(view: View, threads: int) -> tuple[NDArray[np.int64], Hashes]:
     return np.array(places, dtype=np.int64), np.array(values, dtype=np.uint64)
 
 
-def _candidates(
-    first: tuple[NDArray[np.int64], Hashes], second: tuple[NDArray[np.int64], Hashes], bits: int
-) -> Iterator[tuple[int, int, int]]:
+def _candidates(first: Hashed, second: Hashed, bits: int) -> Iterator[tuple[int, int, int]]:
     """(place, place, differing bits) of hashes that are close: about 1 ns a pair."""
     for start in range(0, len(first[1]), _BLOCK):
         block = first[1][start : start + _BLOCK, None]

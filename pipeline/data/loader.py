@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -77,7 +77,8 @@ class TrainLoader(_Loader):
     batches are left out.
 
     `wait_s`: seconds spent waiting for data. `quarantine`: samples that could not be decoded; they have
-    weight 0, and later positions do not shift.
+    weight 0, and later positions do not shift. `fresh`: those of them that other ranks do not know of yet:
+    ranks exchange them and give what all have found to `take_over`, which judges the budget.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class TrainLoader(_Loader):
         self._seed = seed
         self._rank, self._world = rank, world
         self._allowed = max(1, int(bad_samples * view.samples))
+        self.fresh: list[Bad] = []
 
     def _start(self, step: int) -> Pending:
         batch = self._order.batch_positions(self._skips.batch(step), self.batch)
@@ -127,7 +129,23 @@ class TrainLoader(_Loader):
         return pending
 
     def __next__(self) -> Batch:
+        before = len(self.quarantine)
         batch = super().__next__()
+        self.fresh += self.quarantine[before:]
+        return batch
+
+    def take_over(self, found: Iterable[Bad]) -> list[Bad]:
+        """Add what all ranks found, this one's own too, to the quarantine; returns it without what was known
+        before. The same on all ranks, in order of ids.
+
+        Raises:
+            DataError: more samples than `bad_samples` allows.
+        """
+        own = {sample.id for sample in self.fresh}
+        known = {sample.id: sample for sample in self.quarantine if sample.id not in own}
+        new = {sample.id: sample for sample in found if sample.id not in known}
+        self.quarantine = [sample for _, sample in sorted((known | new).items())]
+        self.fresh = []
         if len(self.quarantine) > self._allowed:
             listed = "; ".join(f"{bad.key}: {bad.reason}" for bad in self.quarantine[:5])
             raise DataError(
@@ -135,7 +153,7 @@ class TrainLoader(_Loader):
                 f"at most {self._allowed} of {self.view.samples}",
                 "check the dataset, or raise `bad_samples`",
             )
-        return batch
+        return [sample for _, sample in sorted(new.items())]
 
     def state(self, step: int) -> dict[str, Any]:
         """The five values that say where training is after `step` steps, and the batches left out."""

@@ -117,13 +117,20 @@ def load_manifest(directory: Path) -> Manifest:
     """
     path = directory / FILE
     try:
-        value = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError:
         raise DataError(
             f"no {FILE} in {directory}",
             "a prepared dataset: shards with a manifest, which is written last",
             "prepare the dataset, or adopt existing shards with `vitline data index`",
         ) from None
+    return parse_manifest(data, str(path))
+
+
+def parse_manifest(data: bytes, path: str) -> Manifest:
+    """A manifest from its bytes; `path` is for messages. See `load_manifest` for its errors."""
+    try:
+        value = json.loads(data)
     except ValueError as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
@@ -150,7 +157,7 @@ def _from_json(value: Mapping[str, Any]) -> Manifest:
     return Manifest(tuple(value["classes"]), splits, CacheSettings(**value["cache"]))
 
 
-def _damaged(path: Path, found: str) -> DataError:
+def _damaged(path: str, found: str) -> DataError:
     return DataError(
         f"{found} in {path}",
         f"a manifest of schema {SCHEMA} as vitline wrote it",

@@ -4,7 +4,8 @@ Positions come in cycles of M = 4096. Of each, dataset k gets m_k, its share of 
 least one, spread evenly over the cycle (stride scheduling). So (dataset, own position) is a function of p
 alone, and each dataset goes through its own epochs in its own order at its own pace.
 
-The classes are the union of the datasets' classes by name. Sample ids count through the datasets' splits.
+The classes are the union of the datasets' classes by name; datasets whose classes are bare numbers can be
+mixed only if they have equally many. Sample ids count through the datasets' splits.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pipeline.config import DataMixture, DataView, OrderSettings
 from pipeline.data.manifest import digest
 from pipeline.data.order import Order
 from pipeline.data.view import View, open_view
+from pipeline.errors import UserError
 
 CYCLE = 4096
 
@@ -190,7 +192,30 @@ def _by_part(values: I64, first: I64) -> Iterator[tuple[int, I64, I64]]:
 
 
 def open_data(data: DataView | DataMixture, root: Path) -> AnyView:
-    """Open what `data` describes; see `open_view` for its errors."""
+    """Open what `data` describes; see `open_view` for its errors.
+
+    Raises:
+        UserError: parts of a mixture number their classes instead of naming them, and not alike.
+    """
     if isinstance(data, DataView):
         return open_view(data, root)
-    return MixedView([open_view(part, root) for part in data.parts], data.weights)
+    parts = [open_view(part, root) for part in data.parts]
+    _check_names(parts, [part.path for part in data.parts])
+    return MixedView(parts, data.weights)
+
+
+def _check_names(parts: Sequence[View], places: Sequence[str]) -> None:
+    """Numbers stand where nobody gave names (adopted shards): class 3 of one dataset is then no more the
+    class 3 of another than any other is."""
+    bare = [
+        (place, part.num_classes)
+        for place, part in zip(places, parts, strict=True)
+        if part.classes == tuple(str(number) for number in range(part.num_classes))
+    ]
+    if len({classes for _, classes in bare}) > 1:
+        listed = " and ".join(f"{classes} in {place}" for place, classes in bare)
+        raise UserError(
+            f"a mixture of datasets whose classes are bare numbers ({listed})",
+            "class names, by which classes of several datasets are told apart or joined",
+            "list the names under `classes` of these datasets",
+        )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import uuid
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -101,7 +102,8 @@ def write_shard(task: Task, number: int) -> Written:
     each = task.settings.write.shard_samples
     order = _order(task)
     numbers = order[number * each : (number + 1) * each]
-    part = task.directory / f"{number:06d}.part"
+    # Another process may be at the same shard, started again after this one was given up.
+    part = task.directory / f"{number:06d}.{uuid.uuid4().hex}.part"
     bad: list[BadImage] = []
     used: set[str] = set()
     image_bytes = 0

@@ -66,7 +66,7 @@ def _write(settings: DatasetSettings, directory: Path, report: Report, run: Run)
         task.directory.mkdir(exist_ok=True)
         splits[name] = _write_split(task, len(split), report, run)
     for name in splits:
-        for left in (unfinished / name).glob("*.json"):
+        for left in [*(unfinished / name).glob("*.json"), *(unfinished / name).glob("*.part")]:
             left.unlink()
         shutil.rmtree(directory / name, ignore_errors=True)
         (unfinished / name).rename(directory / name)

@@ -4,6 +4,7 @@ RUN/report/
   report.html     everything; no script, no network, the same bytes for the same results
   results.csv     one line for each dataset and model
   results.json    rows, pairs, verdicts and warnings
+  jobs.json       every job behind them, with its result: what a comparison by MLflow alone needs
   NAME.png        each plot
 """
 
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.events import read_events
 from pipeline.report.gather import Facts, gather
 from pipeline.report.page import Page, render_page
 from pipeline.report.sections import sections
 from pipeline.report.tables import as_csv, as_dict
 from pipeline.report.words import clean, count, exaflops, quantity
-from pipeline.rundir import RunDir, write_atomic, write_json
+from pipeline.rundir import RunDir, read_json, write_atomic, write_json
 from pipeline.transfer.cells import Cost
 from pipeline.transfer.results import Comparison
 
@@ -56,6 +58,7 @@ def build(run: RunDir, config: Mapping[str, Any], digests: Mapping[str, str]) ->
         write_atomic(pictures[-1], panel.drawing.png)
     write_atomic(report / "results.csv", as_csv(facts.comparison).encode())
     write_json(report / "results.json", as_dict(facts.comparison))
+    write_json(report / "jobs.json", _jobs(run, digests))
     page = Page(
         name=clean(facts.name),
         question=_question(facts),
@@ -74,9 +77,21 @@ def build(run: RunDir, config: Mapping[str, Any], digests: Mapping[str, str]) ->
     )
 
 
+def _jobs(run: RunDir, digests: Mapping[str, str]) -> dict[str, Any]:
+    done = {}
+    for digest in digests.values():
+        job, result = read_json(run.job(digest).job), run.job(digest).read_result()
+        if job is not None and result is not None and job["stage"] != "compare":
+            done[digest] = {"job": job, "result": result}
+    openings, _ = read_events(run.openings)
+    return {"schema": 1, "jobs": done, "openings": openings}
+
+
 def _question(facts: Facts) -> str:
-    model = facts.config["pretrain"]["model"]["name"]
-    return f"What did the pre-training of {clean(model)} on {clean(facts.config['pretrain']['dataset'])} buy?"
+    pretrain = facts.config["pretrain"]
+    model = pretrain["model"]["name"]
+    names = sorted(pretrain.get("mixture") or {}) or [pretrain["dataset"]]
+    return f"What did the pre-training of {clean(model)} on {' + '.join(map(clean, names))} buy?"
 
 
 def _facts(facts: Facts) -> list[tuple[str, str]]:
@@ -90,11 +105,20 @@ def _facts(facts: Facts) -> list[tuple[str, str]]:
     return [
         ("Pre-training", f"{pretrain['duration']} of {count(pretrain['batch'])}"),
         ("Images seen", f"{quantity(cost.images, '')}{compute}" if cost.images else "–"),
-        ("Protocol", f"{clean(protocol['name'])}: {protocol['duration']} at {protocol['image_size']} px"),
+        ("Protocol", _protocol(protocol)),
         ("Starts", ", ".join(facts.comparison.labels)),
         ("Datasets", _listed([clean(name) for name in facts.comparison.datasets])),
         ("Seeds", _listed([str(seed) for seed in transfer["seeds"]])),
     ]
+
+
+def _protocol(protocol: Mapping[str, Any]) -> str:
+    own = [part["duration"] for part in protocol.get("per_dataset", {}).values() if part["duration"]]
+    durations = dict.fromkeys([*own, *([] if own else [protocol.get("duration")])])
+    how = " or ".join(str(duration) for duration in durations if duration) or protocol["kind"].replace(
+        "_", "-"
+    )
+    return f"{clean(protocol['name'])}: {clean(how)} at {protocol['image_size']} px"
 
 
 def _listed(names: list[str]) -> str:

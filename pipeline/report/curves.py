@@ -41,7 +41,11 @@ def read_curve(path: Path) -> Curve:
     stride = math.ceil(len(steps) / MOST_POINTS) or 1
     kept = steps[::stride] + ([steps[-1]] if steps and (len(steps) - 1) % stride else [])
     rates = sorted(float(e["images_per_s"]) for e in progress.values() if _is_number(e.get("images_per_s")))
-    validations = {int(e["step"]): float(e["top1"]) for e in events if e.get("event") == "validate"}
+    validations = {
+        int(e["step"]): float(e["top1"])
+        for e in events
+        if e.get("event") == "validate" and "top1" in e  # masked patch prediction has none
+    }
     return Curve(
         steps=tuple(kept),
         losses=tuple(float(progress[step]["loss"]) for step in kept),

@@ -12,7 +12,9 @@ from typing import Any
 
 from pipeline.events import read_events
 from pipeline.report.curves import Curve, read_curve
+from pipeline.report.left_out import LeftOut, read_left_out
 from pipeline.report.looked import Looked, look
+from pipeline.report.reliability import Reliability, read_reliability
 from pipeline.rundir import RunDir, read_json
 from pipeline.transfer.cells import TRAINING_STAGES, Cell
 from pipeline.transfer.results import Comparison, collect, compare
@@ -71,7 +73,9 @@ class Facts:
     jobs: list[JobCard]
     data: list[DataCard]
     choices: dict[JobKey, list[Choice]]
+    reliability: dict[tuple[str, str], Reliability]  # dataset, label
     looked: Looked | None  # None: the pre-training left no weights
+    left_out: list[LeftOut]
 
     def jobs_of(self, stage: str) -> list[JobCard]:
         return [job for job in self.jobs if job.stage == stage]
@@ -85,7 +89,7 @@ def gather(run: RunDir, config: Mapping[str, Any], digests: Mapping[str, str]) -
         DataError: predictions that cannot be used.
     """
     cells = collect(run, list(digests.values()))
-    comparison = compare(cells)
+    comparison = compare(cells, groups=config["transfer"]["protocol"].get("groups"))
     jobs = [card for digest in digests.values() if (card := _job_card(run, digest)) is not None]
     events, _ = read_events(run.events)
     started = [event for event in events if event.get("event") == "run" and event.get("state") == "started"]
@@ -102,7 +106,9 @@ def gather(run: RunDir, config: Mapping[str, Any], digests: Mapping[str, str]) -
         jobs=jobs,
         data=_data_cards(run, jobs, config),
         choices=_choices(jobs),
+        reliability=read_reliability(run, cells),
         looked=look(run, digests["pretrain"]) if "pretrain" in digests else None,
+        left_out=read_left_out(run, digests.get("pretrain")),
     )
 
 

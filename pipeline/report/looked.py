@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from model.config import ModelConfig
 from model.flops import macs
-from pipeline.config import DataView
+from pipeline.config import DataMixture, DataView
+from pipeline.data.mixture import open_data
 from pipeline.data.view import open_view
 from pipeline.errors import UserError, VitlineError
 from pipeline.report.insight import Insight, draw
@@ -24,6 +25,8 @@ from pipeline.rundir import RunDir, read_json
 SHOWN = 6  # images with a rollout
 _FEWEST, _MOST = 8, 128  # images; the paper took 128
 _MACS = 2e12  # of all images together: about a minute on two cores
+
+_DATA: TypeAdapter[DataView | DataMixture] = TypeAdapter(DataView | DataMixture)
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,13 @@ def look(run: RunDir, digest: str) -> Looked | None:
         return None
     try:
         trained = load_trained(weights)
-        view = _data_view(run, job["work"], affordable(trained.model.config))
-        images, keys = view_images(trained, open_view(view, run.path))
+        data = _some_of(run, job["work"], affordable(trained.model.config))
+        images, keys = view_images(trained, open_data(data, run.path))
     except VitlineError as error:
         # The results do not need weights or data any more; the section says that they are gone.
         return Looked(Insight({}, {}, {}), missing=error.found)
-    return Looked(draw(trained.model, images, keys, shown=SHOWN), len(images), view.split)
+    split = data.split if isinstance(data, DataView) else data.parts[0].split
+    return Looked(draw(trained.model, images, keys, shown=SHOWN), len(images), split)
 
 
 def affordable(config: ModelConfig) -> int:
@@ -57,14 +61,26 @@ def affordable(config: ModelConfig) -> int:
     return int(min(max(_FEWEST, _MACS // macs(config)), _MOST))
 
 
-def _data_view(run: RunDir, work: Mapping[str, Any], wanted: int) -> DataView:
-    """At most `wanted` of the images that the training was validated on, of its own if on none."""
+def _some_of(run: RunDir, work: Mapping[str, Any], wanted: int) -> DataView | DataMixture:
+    """About `wanted` of the images that the training was validated on, of its own if on none; of a mixture
+    each dataset gives its share."""
     try:
-        view = DataView.model_validate(work.get("validate_on") or work["data"])
+        data = _DATA.validate_python(work.get("validate_on") or work["data"])
     except ValidationError as error:
         raise UserError(
             "the description of the images in job.json is of another version", "this version's", "run again"
         ) from error
+    if isinstance(data, DataView):
+        return _at_most(run, data, wanted)
+    shares = [weight / sum(data.weights) for weight in data.weights]
+    parts = [
+        _at_most(run, part, max(1, round(wanted * share)))
+        for part, share in zip(data.parts, shares, strict=True)
+    ]
+    return data.model_copy(update={"parts": tuple(parts)})
+
+
+def _at_most(run: RunDir, view: DataView, wanted: int) -> DataView:
     whole = open_view(view, run.path)
     whole.store.close()
     return view.model_copy(update={"samples": min(wanted, whole.samples)})

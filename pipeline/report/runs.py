@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.report import plots, sheets
+from pipeline.report import plots, sheets, spent_sheets
 from pipeline.report.page import Page, render_page
 from pipeline.report.sections import Panel, Section
 from pipeline.report.sheets import Line, Sheet
@@ -34,7 +34,7 @@ def settings_table(comparison: Comparison, differing: Differing, labels: Sequenc
 
 def cost_table(comparison: Comparison) -> Table:
     """Terminal table of what each row's trainings used."""
-    sheet = sheets.costs(comparison)
+    sheet = spent_sheets.costs(comparison)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, head in enumerate(sheet.heads):
         table.add_column(head, justify="left" if place in sheet.words else "right")
@@ -85,7 +85,7 @@ def _sections(comparison: Comparison, differing: Differing, labels: Sequence[str
     compute = Panel(
         plots.compute(comparison),
         "Every training behind a point counts, the whole pre-training included.",
-        sheets.costs(comparison),
+        spent_sheets.costs(comparison),
         wide=True,
     )
     lines = [Line([clean(key, 60), *map(_shown, values)]) for key, values in differing]

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 import yaml
 
-from pipeline.report import insight_sheets, plots, sheets
+from pipeline.report import insight_sheets, plots, sheets, spent_sheets
+from pipeline.report.calibration import reliability_diagram, reliability_sheet
 from pipeline.report.curves import Curve
 from pipeline.report.figures import Drawing
 from pipeline.report.gather import Facts
 from pipeline.report.insight import Insight
+from pipeline.report.left_out import left_out_lines
 from pipeline.report.sheets import Sheet
+from pipeline.report.tables import MEAN_HEADS, mean_cells
 from pipeline.report.words import clean, count
+from pipeline.transfer.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ _PICTURES: dict[str, tuple[str, Callable[[Insight], Sheet], bool]] = {
 
 def sections(facts: Facts) -> list[Section]:
     """All sections that have something to say."""
-    parts = (_results, _compute, _curves, _choices, _classes, _insight, _data, _run, _limits)
+    parts = (_results, _compute, _curves, _choices, _classes, _calibration, _insight, _data, _run, _limits)
     return [section for part in parts for section in part(facts)]
 
 
@@ -91,6 +95,20 @@ def _results(facts: Facts) -> Iterator[Section]:
         )
     )
     yield Section("results", "Results", table=sheets.results(comparison), figures=figures)
+    if comparison.means:
+        yield groups_section(comparison)
+
+
+def groups_section(comparison: Comparison) -> Section:
+    """Means over the datasets of each group of the protocol."""
+    text = (
+        "Each dataset counts once in its group. The interval covers the choice of test images within the "
+        "datasets, not the choice of datasets.",
+    )
+    lines = [sheets.Line(cells) for cells in mean_cells(comparison)]
+    return Section(
+        "groups", "Means over datasets", text, table=Sheet(MEAN_HEADS, lines, (0, 1)), short="Groups"
+    )
 
 
 def _compute(facts: Facts) -> Iterator[Section]:
@@ -99,7 +117,7 @@ def _compute(facts: Facts) -> Iterator[Section]:
         "and, for the pretrained start, the whole pre-training. One pre-training serves all datasets, so its "
         "share shrinks with each dataset that uses it."
     )
-    panel = Panel(plots.compute(facts.comparison), caption, sheets.costs(facts.comparison), wide=True)
+    panel = Panel(plots.compute(facts.comparison), caption, spent_sheets.costs(facts.comparison), wide=True)
     yield Section("compute", "Accuracy against compute", figures=[panel], short="Compute")
 
 
@@ -109,7 +127,12 @@ def _curves(facts: Facts) -> Iterator[Section]:
     if pretrain and pretrain[0].curve is not None and pretrain[0].curve.steps:
         drawing = plots.pretraining(pretrain[0].curve)
         panels.append(
-            Panel(drawing, "Pre-training: loss of each logged step.", sheets.trainings(pretrain), wide=True)
+            Panel(
+                drawing,
+                "Pre-training: loss of each logged step.",
+                spent_sheets.trainings(pretrain),
+                wide=True,
+            )
         )
     finetune = facts.jobs_of("finetune")
     curves: dict[str, dict[str, list[Curve]]] = {}
@@ -120,7 +143,7 @@ def _curves(facts: Facts) -> Iterator[Section]:
     if curves:
         drawing = plots.finetuning(curves, facts.comparison.labels)
         caption = "Fine-tuning: mean over seeds, the band is their range."
-        panels.append(Panel(drawing, caption, sheets.trainings(finetune), wide=True))
+        panels.append(Panel(drawing, caption, spent_sheets.trainings(finetune), wide=True))
     if panels:
         yield Section("curves", "Learning curves", figures=panels)
 
@@ -154,6 +177,18 @@ def _classes(facts: Facts) -> Iterator[Section]:
         yield Section("classes", "Which classes changed", text, folded=folded, short="Classes")
 
 
+def _calibration(facts: Facts) -> Iterator[Section]:
+    if facts.reliability:
+        drawing = reliability_diagram(facts.reliability, facts.comparison.labels)
+        caption = (
+            "Test images by the confidence of their prediction, all seeds together: below the dotted line a "
+            "model is surer than it is right. The error is the mean gap, weighted by images."
+        )
+        table = reliability_sheet(facts.reliability)
+        panel = Panel(drawing, caption, table, wide=True)
+        yield Section("calibration", "Calibration", figures=[panel])
+
+
 def _insight(facts: Facts) -> Iterator[Section]:
     looked = facts.looked
     if looked is None:
@@ -184,13 +219,13 @@ def _data(facts: Facts) -> Iterator[Section]:
 
 def _run(facts: Facts) -> Iterator[Section]:
     folded = [
-        ("Attempts of the pre-training", sheets.attempts(job))
+        ("Attempts of the pre-training", spent_sheets.attempts(job))
         for job in facts.jobs_of("pretrain")
         if job.curve
     ]
     settings = yaml.safe_dump(dict(facts.config), sort_keys=False, allow_unicode=True)
     listing = ("All settings of the run", settings)
-    yield Section("run", "Run", table=sheets.stages(facts), folded=folded, listing=listing)
+    yield Section("run", "Run", table=spent_sheets.stages(facts), folded=folded, listing=listing)
 
 
 def _limits(facts: Facts) -> Iterator[Section]:
@@ -227,4 +262,5 @@ def _limit_lines(facts: Facts) -> Iterator[str]:
     unreadable = [f"{clean(card.name)} {card.unreadable}" for card in facts.data if card.unreadable]
     if unreadable:
         yield f"Unreadable images were left out when the data was prepared: {', '.join(unreadable)}."
-    yield "Near-duplicates between the pre-training images and the test splits were not searched for."
+    splits = {card.name: card.fingerprints.get("test", "") for card in facts.data}
+    yield from left_out_lines(facts.left_out, {name: splits.get(name, "") for name in comparison.datasets})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -86,6 +87,37 @@ def terminal_table(comparison: Comparison) -> Table:
     return table
 
 
+MEAN_HEADS = ("mean over", "model", "top-1", "Δ pp", "95 % CI")
+
+
+def mean_cells(comparison: Comparison) -> list[tuple[str, ...]]:
+    """One line for each mean over datasets, in the order of `MEAN_HEADS`."""
+    return [
+        (
+            clean(mean.name),
+            clean(mean.label),
+            percent(mean.top1),
+            "baseline"
+            if mean.label == comparison.baseline
+            else "–"
+            if mean.delta_pp is None
+            else signed(mean.delta_pp, 2),
+            "" if mean.interval_pp is None else bounds(mean.interval_pp, 2),
+        )
+        for mean in comparison.means
+    ]
+
+
+def means_table(comparison: Comparison) -> Table:
+    """Terminal table of the means of groups."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in MEAN_HEADS:
+        table.add_column(head, justify="left" if head in MEAN_HEADS[:2] else "right", no_wrap=True)
+    for line in mean_cells(comparison):
+        table.add_row(*(Text(text) for text in line))
+    return table
+
+
 def as_dict(comparison: Comparison) -> dict[str, Any]:
     """Plain JSON values: rows, pairs, verdict sentences and warnings."""
     return {
@@ -94,15 +126,25 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
         "margin_pp": comparison.margin_pp,
         "verdicts": verdicts(comparison),
         "warnings": list(comparison.warnings),
-        "rows": [asdict(row) for row in comparison.rows],
-        "pairs": [asdict(pair) for pair in comparison.pairs],
+        "rows": [_plain(asdict(row)) for row in comparison.rows],
+        "pairs": [_plain(asdict(pair)) for pair in comparison.pairs],
+        "means": [_plain(asdict(mean)) for mean in comparison.means],
     }
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no NaN: what was not counted is null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def as_csv(comparison: Comparison) -> str:
     """One line for each dataset and model, numbers in full; shares as in the JSON."""
     names = "dataset model seeds n top1 low high seed_low seed_high learning_rates images exaflops seconds"
-    names += " protocol test_fingerprint baseline delta_pp delta_low delta_high p p_holm test verdict"
+    names += (
+        " device_hours protocol test_fingerprint baseline delta_pp delta_low delta_high p p_holm test verdict"
+    )
     lines: list[Sequence[object]] = [[*names.split(), "intervals_overlap"]]
     for row in comparison.rows:
         lines.append([*_row_values(row), *_pair_values(pair_of(comparison, row))])
@@ -125,6 +167,7 @@ def _row_values(row: Row) -> list[object]:
         row.cost.images,
         row.cost.exaflops,
         row.cost.seconds,
+        None if math.isnan(row.cost.device_hours) else row.cost.device_hours,
         row.protocol,
         row.test_fingerprint,
     ]
@@ -160,6 +203,9 @@ def as_markdown(comparison: Comparison) -> str:
     lines = [f"- {_escape(sentence)}" for sentence in verdicts(comparison)]
     lines += ["", f"| {' | '.join(HEADS)} |", "|" + "---|" * len(HEADS)]
     lines += [f"| {' | '.join(map(_escape, cells_of(comparison, row)))} |" for row in comparison.rows]
+    if comparison.means:
+        lines += ["", f"| {' | '.join(MEAN_HEADS)} |", "|" + "---|" * len(MEAN_HEADS)]
+        lines += [f"| {' | '.join(map(_escape, line))} |" for line in mean_cells(comparison)]
     if comparison.warnings:
         lines += ["", *(f"> {_escape(printable(line))}" for line in comparison.warnings)]
     return "\n".join(lines).strip() + "\n"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.config import by, config_from_dict
+from model.config import config_from_dict
 from model.interface import ImageModel
 from model.weights.files import load_into, load_weights
 from model.zoo import build
@@ -23,7 +23,7 @@ from pipeline.config import AugmentSettings
 from pipeline.data.augment import evaluation_pixels
 from pipeline.data.decode import decode
 from pipeline.data.loader import EvalLoader
-from pipeline.data.view import View
+from pipeline.data.mixture import AnyView
 from pipeline.errors import DataError, UserError
 
 _BATCH = 32
@@ -38,7 +38,7 @@ class Trained:
     """
 
     model: ImageModel
-    image_size: int
+    image_size: tuple[int, int]  # height, width
     augment: AugmentSettings
     note: str
 
@@ -47,7 +47,7 @@ def load_trained(path: Path) -> Trained:
     """Open what `save_weights` wrote.
 
     Raises:
-        UserError: no such file, not a weights file of ours, or a model for images that are not square.
+        UserError: no such file, or not a weights file of ours.
     """
     try:
         state, config, header = load_weights(path)
@@ -57,22 +57,15 @@ def load_trained(path: Path) -> Trained:
         raise UserError(
             str(error), "a weights file of a training, or of `vitline model import`", "name such a file"
         ) from error
-    height, width = model.config.image_size
-    if height != width:
-        raise UserError(
-            f"{path} holds a model for images of {by((height, width))} pixels",
-            "a model for square images, the only ones that evaluation makes",
-            "adapt the weights to a square size",
-        )
     augment, note = _preprocessing(header)
-    return Trained(model.eval(), height, augment, note)
+    return Trained(model.eval(), model.config.image_size, augment, note)
 
 
 def _preprocessing(header: Mapping[str, str]) -> tuple[AugmentSettings, str]:
     if "preprocessing" not in header:
         return AugmentSettings(), (
-            "the file does not say how images were prepared: they are resized to a square and scaled to "
-            "[-1, 1], as in the paper's code"
+            "the file does not say how images were prepared: they are resized to the model's size and scaled "
+            "to [-1, 1], as in the paper's code"
         )
     found = json.loads(header["preprocessing"])
     return AugmentSettings(evaluate=found["evaluate"], larger=found["larger"]), ""
@@ -104,16 +97,18 @@ def read_images(trained: Trained, paths: Sequence[Path]) -> Tensor:
     return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
 
 
-def view_images(trained: Trained, view: View) -> tuple[Tensor, list[str]]:
+def view_images(trained: Trained, view: AnyView) -> tuple[Tensor, list[str]]:
     """All samples of a view as the model sees them, uint8 (B, 3, H, W), and their keys.
 
     Samples that cannot be decoded are left out. Closes the view.
     """
+    height, width = trained.image_size
+    assert height == width, "trainings of a run see squares alone"
     images, keys = [], []
     with EvalLoader(
         view,
         batch=_BATCH,
-        image_size=trained.image_size,
+        image_size=height,
         augment=trained.augment,
         threads=_THREADS,
         rank=0,

@@ -145,6 +145,11 @@ def compute_of(cost: Cost) -> tuple[float, str]:
     return (cost.exaflops, "exaFLOP") if cost.exaflops > 0 else (cost.images, "images")
 
 
+def device_hours(cost: Cost) -> str:
+    """Hours × devices, in three digits; a dash where they were not counted."""
+    return "–" if math.isnan(cost.device_hours) else f"{cost.device_hours:.3g}"
+
+
 def seeds_of(row: Row) -> str:
     """`3`, marked when there are too few to say how much the seed matters."""
     return f"{len(row.seeds)}" if len(row.seeds) > 2 else f"{len(row.seeds)} (few)"

@@ -46,11 +46,12 @@ def write_job(config: RunConfig, run: RunDir, planned: Planned) -> None:
 def _work(config: RunConfig, run: RunDir, planned: Planned) -> dict[str, Any]:
     stage = planned.job.stage
     if stage == pretrain.STAGE:
-        return pretrain.work(config.pretrain, config.seed, planned.inputs).model_dump(mode="json")
+        exclude = pretrain.keep_exclusions(config.pretrain, run, planned.digest)
+        return pretrain.work(config.pretrain, config.seed, planned.inputs, exclude).model_dump(mode="json")
     if stage in (finetune.CHOOSE, finetune.STAGE):
         return finetune.work(config, run, planned.job, planned.inputs).model_dump(mode="json")
     if stage == evaluate.STAGE:
-        return evaluate.work(config, planned.inputs).model_dump(mode="json")
+        return evaluate.work(config, planned.job, planned.inputs).model_dump(mode="json")
     return {}
 
 

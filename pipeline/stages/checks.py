@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
 from model.zoo import model_config
-from pipeline.config import ModelSettings, RunConfig
+from pipeline.config import ModelSettings, PretrainSettings, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.stages import pretrain
+from pipeline.train.objective import masked_model
 
 
 def check_run(config: RunConfig) -> None:
@@ -24,7 +27,33 @@ def check_run(config: RunConfig) -> None:
             "set pretrain.engine.kind=zero",
         )
     _check_model(settings.model, settings.image_size, "pretrain.image_size")
-    _check_model(settings.model, config.transfer.protocol.image_size, "transfer.protocol.image_size")
+    if settings.objective == "masked_patches":
+        _check_masked(settings)
+    protocol = config.transfer.protocol
+    _check_model(settings.model, protocol.image_size, "transfer.protocol.image_size")
+    for name, own in getattr(protocol, "per_dataset", {}).items():
+        if own.image_size is not None:
+            _check_model(settings.model, own.image_size, f"transfer.protocol.per_dataset.{name}.image_size")
+
+
+def _check_masked(settings: PretrainSettings) -> None:
+    model = settings.model
+    config = model_config(
+        model.name,
+        num_classes=1,
+        image_size=settings.image_size,
+        representation=False,
+        **model.options,
+    )
+    try:
+        with torch.device("meta"):
+            masked_model(config, settings.masked_patches)
+    except ValueError as error:
+        raise ConfigError(
+            f"pretrain.model {model.name} with objective masked_patches: {error}",
+            "a ViT, or a hybrid, whose patches can be hidden",
+            "correct pretrain.model or pretrain.masked_patches",
+        ) from None
 
 
 def _check_model(settings: ModelSettings, image_size: int, place: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.config import RunConfig
 from pipeline.graph import Job
 from pipeline.stages import evaluate, pretrain
@@ -12,7 +14,10 @@ VERSION = 1
 
 def jobs(config: RunConfig) -> list[Job]:
     cells = evaluate.jobs(config)
-    settings = {"name": config.name, "protocol": config.transfer.protocol.name}
+    protocol = config.transfer.protocol
+    settings: dict[str, Any] = {"name": config.name, "protocol": protocol.name}
+    if protocol.groups:
+        settings["groups"] = {group: list(names) for group, names in protocol.groups.items()}
     return [
         Job(
             name=STAGE,

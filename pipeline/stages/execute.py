@@ -6,26 +6,30 @@ Imported by the processes that do the work, not by the driver: it brings in PyTo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from pipeline.config import DatasetSettings
+from pipeline.data.progress import Run
 from pipeline.data.write import prepare as write_dataset
-from pipeline.errors import TrainingError
+from pipeline.errors import StopRequested, TrainingError
 from pipeline.events import EventLog
 from pipeline.rundir import RunDir, read_json
 from pipeline.stages import finetune, prepare
 from pipeline.stages.catalog import write_result
 from pipeline.train import worker
+from pipeline.train.stopping import StopSwitch
 
 _DATASET: TypeAdapter[DatasetSettings] = TypeAdapter(DatasetSettings)
 
 
-def execute(run_dir: Path, digest: str, stop_asked: Callable[[], bool] | None = None) -> None:
-    """Do the job.
+def execute(
+    run_dir: Path, digest: str, stop_asked: Callable[[], bool] | None = None, spread: Run = map
+) -> None:
+    """Do the job. `spread` does the parts of one that has many alike, as `map` would; see fanout.py.
 
     Raises:
         VitlineError: a fault of the input, the data or the training.
@@ -35,7 +39,8 @@ def execute(run_dir: Path, digest: str, stop_asked: Callable[[], bool] | None = 
     job = read_json(run.job(digest).job)
     assert job is not None, f"no job.json for {digest}"
     if job["stage"] == prepare.STAGE:
-        _prepare(run, digest, job)
+        stop = StopSwitch(run.job(digest).stop, stop_asked)
+        _prepare(run, digest, job, _until(stop, spread))
     elif job["stage"] == finetune.CHOOSE:
         _choose(run, digest, job, stop_asked)
     else:
@@ -51,10 +56,28 @@ def _choose(run: RunDir, digest: str, job: dict[str, Any], stop_asked: Callable[
         write_result(run, digest, job, started, metrics={}, outputs={"diverged": error.found})
 
 
-def _prepare(run: RunDir, digest: str, job: dict[str, Any]) -> None:
+def _until(stop: Callable[[], bool], spread: Run) -> Run:
+    """The same as `spread`, which ends after the part in work once a stop is asked for."""
+
+    def parts(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        for result in spread(function, items):
+            if stop():
+                raise StopRequested(
+                    "a stop was asked for while a dataset was written",
+                    "the whole dataset",
+                    "run the same command again: shards that are written stay",
+                )
+            yield result
+
+    return parts
+
+
+def _prepare(run: RunDir, digest: str, job: dict[str, Any], spread: Run) -> None:
     started = time.time()
     settings = _DATASET.validate_python(job["slice"]["dataset"])
-    manifest = write_dataset(settings, run.job(digest).path, report=EventLog(run.job(digest).events))
+    manifest = write_dataset(
+        settings, run.job(digest).path, report=EventLog(run.job(digest).events), run=spread
+    )
     bad = [
         f"{name}/{image.key}: {image.reason}"
         for name, split in manifest.splits.items()

@@ -14,7 +14,7 @@ from pipeline.config import (
     CheckpointSettings,
     DataView,
     EngineSettings,
-    Protocol,
+    FinetuneProtocol,
     RunConfig,
     TrainJob,
     TrainSettings,
@@ -39,15 +39,17 @@ def choice_name(dataset: str, start: str, rate: float) -> str:
 
 def jobs(config: RunConfig) -> list[Job]:
     """The choices of every dataset and start, and the trainings with what was chosen."""
-    result = []
-    for dataset in config.transfer.datasets:
-        for start in config.transfer.starts:
-            result.extend(_jobs_of(config, dataset, start))
+    transfer, result = config.transfer, []
+    if not isinstance(transfer.protocol, FinetuneProtocol):
+        return []
+    for dataset in transfer.datasets:
+        for start in transfer.starts:
+            result.extend(_jobs_of(config, transfer.protocol.on(dataset), dataset, start))
     return result
 
 
-def _jobs_of(config: RunConfig, dataset: str, start: str) -> list[Job]:
-    transfer, rates = config.transfer, config.transfer.protocol.learning_rates
+def _jobs_of(config: RunConfig, protocol: FinetuneProtocol, dataset: str, start: str) -> list[Job]:
+    transfer, rates = config.transfer, protocol.learning_rates
     inputs = {"data": prepare.job_name(dataset)}
     if start == "pretrained":
         inputs["model"] = pretrain.STAGE
@@ -57,8 +59,8 @@ def _jobs_of(config: RunConfig, dataset: str, start: str) -> list[Job]:
             name=name,
             stage=stage,
             version=VERSION,
-            slice={**_settings_read(config, dataset, start, full=True), **own},
-            identity={**_settings_read(config, dataset, start, full=False), **own},
+            slice={**_settings_read(config, protocol, dataset, start, full=True), **own},
+            identity={**_settings_read(config, protocol, dataset, start, full=False), **own},
             inputs=inputs,
             cpus=config.fanout.cpus_per_job,
             gpus=config.fanout.gpus_per_job,
@@ -83,13 +85,15 @@ def _jobs_of(config: RunConfig, dataset: str, start: str) -> list[Job]:
     return [*choices, *trainings]
 
 
-def _settings_read(config: RunConfig, dataset: str, start: str, *, full: bool) -> dict[str, Any]:
+def _settings_read(
+    config: RunConfig, protocol: FinetuneProtocol, dataset: str, start: str, *, full: bool
+) -> dict[str, Any]:
     """What all jobs of a dataset and start read; with `full` the defaults too."""
-    how = {"learning_rates", "threads"}
+    how = {"learning_rates", "threads", "micro_batch", "groups", "per_dataset"}
     return {
         "dataset": dataset,
         "start": start,
-        "protocol": config.transfer.protocol.model_dump(mode="json", exclude=how, exclude_defaults=not full),
+        "protocol": protocol.model_dump(mode="json", exclude=how, exclude_defaults=not full),
         "model": config.pretrain.model.model_dump(mode="json", exclude_defaults=not full),
         "subset_seed": config.seed,
     }
@@ -98,6 +102,8 @@ def _settings_read(config: RunConfig, dataset: str, start: str, *, full: bool) -
 def work(config: RunConfig, run: RunDir, job: Job, inputs: Mapping[str, str]) -> TrainJob:
     """What the worker of a choose or finetune job does; reads the choices' results."""
     protocol = config.transfer.protocol
+    assert isinstance(protocol, FinetuneProtocol), f"{job.name} of a protocol that trains nothing"
+    protocol = protocol.on(job.slice["dataset"])
     choosing = job.stage == CHOOSE
     rate = job.slice["learning_rate"] if choosing else _chosen_rate(run, job, inputs)
     directory = f"jobs/{inputs['data']}"
@@ -113,16 +119,18 @@ def work(config: RunConfig, run: RunDir, job: Job, inputs: Mapping[str, str]) ->
     )
 
 
-def _train_settings(config: RunConfig, protocol: Protocol, rate: float) -> TrainSettings:
+def _train_settings(config: RunConfig, protocol: FinetuneProtocol, rate: float) -> TrainSettings:
     return TrainSettings(
         # The pre-training head goes as a whole; one zero-initialised layer takes its place (ViT 3.2).
         model=config.pretrain.model.model_copy(update={"representation": False}),
         image_size=protocol.image_size,
         duration=protocol.duration,
         batch=protocol.batch,
+        micro_batch=protocol.micro_batch,
+        average=protocol.average,
         optimizer=protocol.optimizer.model_copy(update={"learning_rate": rate}),
         augment=protocol.augment,
-        engine=EngineSettings(kind="plain", self_test=False),
+        engine=EngineSettings(kind="plain", precision=protocol.precision, self_test=False),
         checkpoint=CheckpointSettings(keep=1),
         threads=protocol.threads,
     )

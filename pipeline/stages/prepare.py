@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.config import FolderSource, RunConfig, SourceSettings, WebdatasetSource
 from pipeline.config_io import digest_of
+from pipeline.data.braces import expand_braces
 from pipeline.graph import Job
 
 STAGE = "prepare"
@@ -18,7 +19,7 @@ def job_name(dataset: str) -> str:
 
 def jobs(config: RunConfig) -> list[Job]:
     """One job for each dataset that the run uses."""
-    used = {config.pretrain.dataset, *config.transfer.datasets}
+    used = {*config.pretrain.shares, *config.transfer.datasets}
     return [
         Job(
             name=job_name(name),
@@ -45,8 +46,9 @@ def _state_of_files(settings: SourceSettings) -> str | None:
             file for root in roots if root.is_dir() for file in sorted(root.rglob("*")) if file.is_file()
         ]
     elif isinstance(settings, WebdatasetSource):
-        roots = sorted({Path(pattern).parent for pattern in (settings.train, settings.test)})
-        files = [file for root in roots if root.is_dir() for file in sorted(root.glob("*.tar"))]
+        # What the patterns name, and no neighbour: a shard that arrives later is not part of this dataset.
+        names = {Path(name) for pattern in (settings.train, settings.test) for name in expand_braces(pattern)}
+        files = sorted(name for name in names if name.is_file())
     else:
         return None
     return digest_of([[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files])

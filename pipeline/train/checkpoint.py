@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,11 +115,26 @@ def sweep(root: Path) -> list[str]:
     return [path.name for path in swept]
 
 
-def retain(root: Path, keep: int) -> None:
-    """Remove all complete checkpoints but the newest `keep`, marker first: what is half removed is
-    incomplete, never damaged."""
-    for checkpoint in complete_checkpoints(root)[max(1, keep) :]:
-        remove(checkpoint.path)
+def retain(root: Path, keep: int, keep_every: int | None = None, spare: Collection[str] = ()) -> None:
+    """Remove the complete checkpoints that `outlived` names but for those in `spare` (names), marker
+    first: what is half removed is incomplete, never damaged."""
+    found = {checkpoint.step: checkpoint.path for checkpoint in complete_checkpoints(root)}
+    for step in outlived(found, keep, keep_every):
+        if found[step].name not in spare:
+            remove(found[step])
+
+
+def outlived(steps: Iterable[int], keep: int, keep_every: int | None) -> list[int]:
+    """Steps whose checkpoints may go: not among the newest `keep`, and not the first one at or after a
+    multiple of `keep_every`. The newest always stays."""
+    rising = sorted(steps)
+    staying = set(rising[-max(1, keep) :])
+    if keep_every is not None:
+        first: dict[int, int] = {}
+        for step in rising:
+            first.setdefault(step // keep_every, step)
+        staying |= {step for multiple, step in first.items() if multiple > 0}
+    return [step for step in rising if step not in staying]
 
 
 def remove(path: Path) -> None:

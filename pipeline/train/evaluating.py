@@ -57,13 +57,12 @@ def run_evaluation(job: EvaluateJob, attempt: Attempt, name: str) -> tuple[dict[
         write_predictions(attempt.job.predictions, scores, [view.key(int(i)) for i in scores.ids])
     world.barrier()
     attempt.report({"event": "done", "step": 0})
-    metrics = {"eval/top1": scores.top1, "eval/nll": scores.nll, "eval/n": float(scores.n)}
     outputs = {
         "predictions": attempt.relative(attempt.job.predictions),
         "test_fingerprint": view.fingerprint,
         "classes": list(view.classes),
     }
-    return metrics, outputs
+    return scores.metrics(), outputs
 
 
 def record_opening(run: RunDir, digest: str, name: str, fingerprint: str) -> None:

@@ -14,23 +14,30 @@ from typing import Any
 import torch
 
 from model.interface import ImageModel
+from model.masked import MaskedPatchModel
 from model.weights.files import save_weights
 from pipeline.config import TrainJob
-from pipeline.data.view import View
+from pipeline.data.mixture import AnyView
 from pipeline.train.attempt import Attempt
 from pipeline.train.average import AVERAGE
 from pipeline.train.checkpoint import complete_checkpoints
 from pipeline.train.fragments import MASTER
 from pipeline.train.loading import whole_tensors
+from pipeline.train.objective import Objective
 
 
 def export_weights(
-    job: TrainJob, attempt: Attempt, view: View, module: ImageModel, model_config: Mapping[str, Any]
+    job: TrainJob,
+    attempt: Attempt,
+    view: AnyView,
+    module: ImageModel | MaskedPatchModel,
+    model_config: Mapping[str, Any],
+    objective: Objective,
 ) -> None:
     """Write the weights of the last complete checkpoint, on rank 0; the others wait for it.
 
     Args:
-        model_config: of the module before an engine took it.
+        model_config: of what the objective keeps, before an engine took the module.
     """
     if attempt.world.rank == 0:
         attempt.check_fence()
@@ -38,18 +45,18 @@ def export_weights(
         parameters = last.record["shapes"]
         # Buffers are constants of the architecture; no engine splits them.
         buffers = {name: value for name, value in module.state_dict().items() if name not in parameters}
-        header = _header(job, attempt.digest, last.step, view)
+        header = _header(job, attempt.digest, last.step, view, objective.classes(view.classes))
         files = {attempt.job.weights: MASTER}
         if job.settings.average is not None:
             beside = attempt.job.weights.with_name("weights-last.safetensors")
             files = {attempt.job.weights: AVERAGE, beside: MASTER}
         for path, kind in files.items():
             state: dict[str, torch.Tensor] = buffers | dict(whole_tensors(last, kind))
-            save_weights(path, state, model_config, {**header, "weights": kind})
+            save_weights(path, objective.kept(state), model_config, {**header, "weights": kind})
     attempt.world.barrier()
 
 
-def _header(job: TrainJob, digest: str, step: int, view: View) -> dict[str, str]:
+def _header(job: TrainJob, digest: str, step: int, view: AnyView, classes: list[str]) -> dict[str, str]:
     augment = job.settings.augment
     preprocessing = {
         "image_size": job.settings.image_size,
@@ -60,7 +67,8 @@ def _header(job: TrainJob, digest: str, step: int, view: View) -> dict[str, str]
     return {
         "job": digest,
         "step": str(step),
-        "classes": json.dumps(list(view.classes)),
+        "objective": job.settings.objective,
+        "classes": json.dumps(classes),
         "preprocessing": json.dumps(preprocessing),
         "train_fingerprint": view.fingerprint,
     }

@@ -33,8 +33,9 @@ class Engine(ABC):
     updates: int  # updates applied so far, over all attempts
 
     @abstractmethod
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (n, K) of normalised images (n, 3, H, W); in training mode unless `evaluating`."""
+    def forward(self, images: torch.Tensor, *more: object) -> torch.Tensor:
+        """What the module makes of normalised images (n, 3, H, W): logits (n, K), or what its objective
+        says; in training mode unless `training(False)` was called."""
 
     @abstractmethod
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:

@@ -14,20 +14,23 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
 
-from model.losses import loss_sum
 from pipeline.config import TrainSettings
-from pipeline.data.assemble import Batch
+from pipeline.data.assemble import Bad, Batch
+from pipeline.data.loader import TrainLoader
 from pipeline.errors import StopRequested, TrainingError
 from pipeline.train.average import PolyakAverage
+from pipeline.train.cadence import Cadence
 from pipeline.train.interface import BatchShape, Engine
 from pipeline.train.meters import Meters
+from pipeline.train.objective import Objective, Part
 from pipeline.train.optim import learning_rate
+from pipeline.train.rewinding import LeftOut, Rewind
 from pipeline.train.samplelog import SampleLog
 from pipeline.train.saving import Saver
 from pipeline.train.spikes import SpikeDetector
@@ -44,7 +47,10 @@ class Plan:
     warmup: int  # steps
     cooldown: int  # steps
     log_every: int  # steps
-    save_every: int | None  # steps; None: only at the end and when stopped
+    validate_every: int | None  # steps; None: only after the last
+    skip_window: int | None  # batches left out before a fault; None: all since the checkpoint
+    save_every: int | None  # steps; None: only at the end and when stopped, or as cadence.py says
+    keep_every: int | None  # steps; the checkpoint at each multiple stays for good
     shape: BatchShape
     samples: int  # in an epoch
     seed: int
@@ -57,8 +63,10 @@ class Training:
     plan: Plan
     settings: TrainSettings
     engine: Engine
-    batches: Iterator[Batch]
+    objective: Objective
+    loader: TrainLoader
     saver: Saver
+    cadence: Cadence
     world: World
     report: Callable[[Mapping[str, Any]], None]
     stop_asked: Callable[[], bool]
@@ -66,6 +74,9 @@ class Training:
     average: PolyakAverage | None
     beat: Callable[[str, int], None]  # phase, steps done: says where this rank is
     record: Callable[[int], Mapping[str, Any]]  # what a checkpoint after a step says beside its fragments
+    validate: Callable[[int], object]  # scores the network after a step; raises StopRequested
+    top_speed: float | None  # images/s of one device at its peak; None: not known
+    left_out: tuple[LeftOut, ...] = ()  # rewinds of the job until now
     skipped: int = 0  # updates left out in this attempt
     last: dict[str, float] = field(default_factory=dict)  # figures of the last report
 
@@ -78,6 +89,7 @@ class Verdict:
     finite: bool
     stop: bool
     saved: bool  # every rank has written its part of the save in progress
+    undecodable: bool  # some rank met a sample that it cannot decode and that is not in the quarantine
 
 
 def train(run: Training, step: int) -> None:
@@ -86,9 +98,10 @@ def train(run: Training, step: int) -> None:
     Raises:
         StopRequested: a stop was asked for; a checkpoint of the last step done is complete.
         TrainingError: a loss, or several gradients in a row, were not finite.
+        Rewind: the latter, where the settings let the training go back.
     """
     plan, engine, saver = run.plan, run.engine, run.saver
-    meters = Meters(plan.shape.batch, plan.steps, step)
+    meters = Meters(plan.shape.batch, plan.steps, step, run.world.size, run.top_speed)
     health = run.settings.health
     unusual = SpikeDetector(health.spike) if health.spike is not None else None
     skips_in_a_row = 0
@@ -96,7 +109,7 @@ def train(run: Training, step: int) -> None:
     while step < plan.steps:
         run.beat("data", step)
         asked_s = time.perf_counter()
-        batch = next(run.batches)
+        batch = next(run.loader)
         meters.waited(time.perf_counter() - asked_s)
 
         run.beat("compute", step)
@@ -104,6 +117,8 @@ def train(run: Training, step: int) -> None:
         losses = forward_and_backward(run, batch)
         run.beat("agree", step)
         verdict = agree(run, losses)
+        if verdict.undecodable:
+            quarantine(run, step + 1)
         if not verdict.finite and health.loss_not_finite == "stop":
             raise not_finite(run, step + 1, batch, losses)
 
@@ -119,23 +134,29 @@ def train(run: Training, step: int) -> None:
         skips_in_a_row = 0 if applied else skips_in_a_row + 1
         run.skipped += not applied
         if skips_in_a_row == health.skips_in_a_row:
-            raise too_many_skips(step, skips_in_a_row)
+            raise too_many_skips(run, step, skips_in_a_row)
         if run.sample_log is not None:
             run.sample_log.write(step, batch.ids)
+        meters.stepped(step)
 
         if step % plan.log_every == 0 or step == plan.steps or verdict.stop:
             report_progress(run, meters, step, verdict.loss, rate)
         if unusual is not None and verdict.finite and (what := unusual(verdict.loss)) is not None:
             run.report({"event": "warning", "message": f"step {step}: {what}"})
 
+        stop = verdict.stop
+        if plan.validate_every is not None and step % plan.validate_every == 0 and step < plan.steps:
+            stop = validate(run, meters, step) or stop
+
         run.beat("save", step)
         if saver.active and verdict.saved:
             saver.complete()
-        due = plan.save_every is not None and step % plan.save_every == 0
-        if due or verdict.stop or step == plan.steps:
-            fragments = engine.fragments() + (run.average.fragments if run.average else [])
-            saver.start(step, fragments, run.record(step), run.last)
-        if verdict.stop and step < plan.steps:
+            decided = run.cadence.saved(step, saver.cost)
+            if decided is not None:
+                run.report({"event": "cadence", "step": step, "save_every": decided})
+        if run.cadence.due(step) or stop or step == plan.steps:
+            save(run, step)
+        if stop and step < plan.steps:
             saver.finish()
             run.report({"event": "stopped", "step": step})
             raise StopRequested(
@@ -146,6 +167,25 @@ def train(run: Training, step: int) -> None:
     saver.finish()
 
 
+def validate(run: Training, meters: Meters, step: int) -> bool:
+    """Score the network on the way; True if a stop was asked for meanwhile. Training is not disturbed."""
+    began = time.perf_counter()
+    try:
+        run.validate(step)
+    except StopRequested:
+        return True
+    finally:
+        run.engine.training(True)
+        meters.paused(time.perf_counter() - began)
+    return False
+
+
+def save(run: Training, step: int) -> None:
+    """Begin to save the state after `step`; all ranks together."""
+    fragments = run.engine.fragments() + (run.average.fragments if run.average else [])
+    run.saver.start(step, fragments, run.record(step), run.last)
+
+
 def forward_and_backward(run: Training, batch: Batch) -> torch.Tensor:
     """Gradients of this rank's part; the loss share of each micro-batch, (micro-batches,)."""
     device, size = run.world.device, run.plan.shape.micro_batch
@@ -153,16 +193,11 @@ def forward_and_backward(run: Training, batch: Batch) -> torch.Tensor:
     images = torch.split(batch.images.to(device, non_blocking=True), size)
     labels = torch.split(batch.labels.to(device, non_blocking=True), size)
     sample_weights = torch.split(batch.weights.to(device, non_blocking=True), size)
+    ids = torch.split(batch.ids, size)
     shares = []
     for i, pixels in enumerate(images):
-        logits = run.engine.forward(normalise(pixels))
-        total = loss_sum(
-            run.settings.loss,
-            logits,
-            labels[i],
-            label_smoothing=run.settings.label_smoothing,
-            weight_B=sample_weights[i],
-        )
+        part = Part(batch.step, sample_weights[i], ids[i])
+        total = run.objective.loss_sum(run.engine, normalise(pixels), labels[i], part)
         share = total / weights
         run.engine.backward(share, last=i == len(images) - 1)
         shares.append(share.detach())
@@ -173,16 +208,27 @@ def agree(run: Training, losses: torch.Tensor) -> Verdict:
     """One all-reduce at the step boundary, before the update."""
     share = losses.sum().item()
     finite = math.isfinite(share)
-    loss, broken, stop, writing = run.world.sums(
-        [share if finite else 0.0, not finite, run.stop_asked(), not run.saver.settled]
-    )
-    return Verdict(loss if broken == 0 else math.nan, broken == 0, stop > 0, writing == 0)
+    flags = [not finite, run.stop_asked(), not run.saver.settled, bool(run.loader.fresh)]
+    loss, broken, stop, writing, bad = run.world.sums([share if finite else 0.0, *flags])
+    return Verdict(loss if broken == 0 else math.nan, broken == 0, stop > 0, writing == 0, bad > 0)
+
+
+def quarantine(run: Training, step: int) -> None:
+    """Tell all ranks what each could not decode; past the budget all of them raise the same DataError."""
+    found = [
+        Bad(*sample) for part in run.world.gather([astuple(b) for b in run.loader.fresh]) for sample in part
+    ]
+    new = run.loader.take_over(found)
+    if new:
+        samples = [{"id": bad.id, "key": bad.key, "reason": bad.reason} for bad in new]
+        run.report({"event": "quarantine", "step": step, "samples": samples})
 
 
 def report_progress(run: Training, meters: Meters, step: int, loss: float, rate: float) -> None:
     norm = run.engine.grad_norm()
-    position = step * run.plan.shape.batch
+    position = int(run.loader.state(step)["position"])
     figures = {"loss": loss, "grad_norm": norm, "lr": rate, **meters.report(step)}
+    figures |= run.objective.figures(run.world)
     run.last = {name: value for name, value in figures.items() if math.isfinite(value)}
     run.report(
         {
@@ -226,9 +272,11 @@ def not_finite(run: Training, step: int, batch: Batch, losses: torch.Tensor) -> 
     )
 
 
-def too_many_skips(step: int, skips: int) -> TrainingError:
-    return TrainingError(
+def too_many_skips(run: Training, step: int, skips: int) -> TrainingError | Rewind:
+    """What ends the training, or sends it back to its last checkpoint."""
+    error = TrainingError(
         f"gradients were not finite in {skips} steps in a row, the last is step {step}",
         "finite gradients",
         "these updates were left out; lower the learning rate, lengthen the warm-up or use float32",
     )
+    return Rewind(step, error) if run.settings.health.loss_not_finite == "rewind" else error

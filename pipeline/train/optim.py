@@ -23,7 +23,7 @@ from pipeline.config import OptimizerSettings
 
 Rule = tuple[str, Callable[[str, nn.Parameter], bool], float]
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-_ABOVE = ("norm.", "pool.", "pre_logits.", "head.")  # what stands after the last block
+_ABOVE = ("norm.", "pool.", "pre_logits.", "head.", "prediction_head.")  # what stands after the last block
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def make_groups(
 
 def layer_of(name: str, top: int) -> int:
     """Layer of a parameter: 0 for what stands before the blocks, i + 1 for block i, `top` after them."""
-    if name.startswith(_ABOVE):
+    if name.removeprefix("backbone.").startswith(_ABOVE):
         return top
     found = _BLOCK.search(name)
     return int(found.group(1)) + 1 if found else 0

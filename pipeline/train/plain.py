@@ -30,10 +30,10 @@ class PlainEngine(Engine):
         for parameter in self._parameters:
             create_state(optimizer, parameter)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, *more: object) -> torch.Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._autocast):
-            logits: torch.Tensor = self.module(images)
-        return logits
+            output: torch.Tensor = self.module(images, *more)
+        return output
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]

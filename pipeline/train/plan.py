@@ -34,13 +34,17 @@ def make_plan(settings: TrainSettings, *, samples: int, world: int, seed: int) -
             "both to fit into the training",
             "shorten optimizer.warmup or cooldown, or lengthen duration",
         )
-    every = settings.checkpoint.every
+    every, keep_every = settings.checkpoint.every, settings.checkpoint.keep_every
+    window, validate = settings.health.skip_window, settings.validation.every
     return Plan(
         steps=total,
         warmup=warmup,
         cooldown=cooldown,
         log_every=max(1, steps(settings.log_every)),
-        save_every=None if every is None else max(1, steps(every)),
+        validate_every=None if validate is None else max(1, steps(validate)),
+        save_every=None if every in (None, "auto") else max(1, steps(every)),
+        skip_window=None if window is None else max(1, steps(window)),
+        keep_every=None if keep_every is None else max(1, steps(keep_every)),
         shape=batch_shape(settings.batch, settings.micro_batch, world),
         samples=samples,
         seed=seed,

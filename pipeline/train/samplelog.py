@@ -2,11 +2,14 @@
 
     samples/attempt-0001/rank-00000.jsonl     {"step": 1, "ids": [17, 4, …]}
                                               {"step": 2, "ids": […]}
+                                              {"rewind": 1, "left_out": [1, 2]}
+                                              {"step": 2, "ids": […]}
 
 Steps are counted from 1, as in the events: step t consumed batch t - 1. Lines are appended once the
 update was made. A batch's ids are those of rank 0, rank 1, … one after the other, which is the same list
 for any number of ranks. An attempt that resumed after step s begins with step s + 1, and from there on
-its lines count, not those of the attempts before.
+its lines count, not those of the attempts before. The same holds after a rewind to step s within an
+attempt (rewinding.py); the batches that it left out, counted from 0, stand in its line.
 """
 
 from __future__ import annotations
@@ -30,6 +33,11 @@ class SampleLog:
     def write(self, step: int, ids: torch.Tensor) -> None:
         """One line, written whole by one call, so that a kill leaves at most the last one torn."""
         line = json.dumps({"step": step, "ids": ids.tolist()}, separators=(",", ":")) + "\n"
+        os.write(self._descriptor, line.encode())
+
+    def rewind(self, step: int, first: int, end: int) -> None:
+        """Training went back to `step` steps done; batches first … end-1 are left out from now on."""
+        line = json.dumps({"rewind": step, "left_out": [first, end]}, separators=(",", ":")) + "\n"
         os.write(self._descriptor, line.encode())
 
     def close(self) -> None:
@@ -58,5 +66,8 @@ def _read(path: Path) -> dict[int, list[int]]:
             entry = json.loads(line)
         except ValueError:  # torn by a kill
             continue
-        found[int(entry["step"])] = entry["ids"]
+        if "rewind" in entry:
+            found = {step: ids for step, ids in found.items() if step <= entry["rewind"]}
+        else:
+            found[int(entry["step"])] = entry["ids"]
     return found

@@ -2,7 +2,8 @@
 
     start      every rank copies its fragments to host memory: the only stall; a thread writes them
     settled    the thread of this rank is done; ranks tell each other at each step boundary
-    complete   all are: rank 0 looks at every file, checks the fence, writes COMPLETE, removes old ones
+    complete   all are: rank 0 looks at every file, checks the fence, writes COMPLETE, removes old ones,
+               and a copy to the remote store begins where there is one (copying.py)
 
 An attempt that a newer one has replaced (a host that was cut off and comes back) is fenced: it may not
 complete anything. The thread sends nothing to other ranks, so it cannot disturb training's collectives.
@@ -20,9 +21,11 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import EnvironmentUnfit, VitlineError
+from pipeline.errors import EnvironmentUnfit
 from pipeline.rundir import sync_directory, write_atomic, write_json
-from pipeline.train.checkpoint import FORMAT, MARKER, directory_of, remove, retain, stem_of
+from pipeline.train.cadence import SaveCost
+from pipeline.train.checkpoint import FORMAT, MARKER, Checkpoint, directory_of, remove, retain, stem_of
+from pipeline.train.copying import Copier
 from pipeline.train.fragments import Fragment
 from pipeline.train.tensorfile import hash_file, write_tensors
 from pipeline.train.world import World
@@ -35,6 +38,7 @@ class _Save:
     record: dict[str, Any]
     stall_s: float
     thread: threading.Thread
+    write_s: float = 0.0
     fault: BaseException | None = None
 
 
@@ -48,10 +52,15 @@ class Saver:
         keep: int,
         check_fence: Callable[[], None],
         report: Callable[[Mapping[str, Any]], None],
+        *,
+        keep_every: int | None = None,
+        copier: Copier | None = None,
     ) -> None:
         """
         Args:
             keep: newest complete checkpoints that stay.
+            keep_every: steps; the first checkpoint at or after each multiple stays for good.
+            copier: copies each completed checkpoint to a remote store.
             check_fence: raises Busy when a newer attempt has replaced this one.
             report: told about each completed checkpoint.
         """
@@ -60,9 +69,12 @@ class Saver:
         self._keep = keep
         self._check_fence = check_fence
         self._report = report
+        self._keep_every = keep_every
+        self._copier = copier
         self._host: dict[str, torch.Tensor] = {}  # reused, so that only the first save allocates
         self._save: _Save | None = None
         self.last_step = -1
+        self.cost = SaveCost(0.0, 0.0)  # of the last complete one
 
     @property
     def active(self) -> bool:
@@ -79,8 +91,7 @@ class Saver:
     ) -> None:
         """Begin a save of the state after `step`; all ranks together. Waits for the one before."""
         began = time.perf_counter()
-        if self.active:
-            self.finish()
+        self._finish_save()
         path = directory_of(self._root, step)
         _on_first(self._world, lambda: self._prepare(path))
         copies = {f"{f.name}|{f.kind}|{f.start}": self._to_host(f) for f in fragments}
@@ -89,7 +100,12 @@ class Saver:
         thread.start()
 
     def finish(self) -> None:
-        """Wait until the present save, if any, is complete; all ranks together."""
+        """Wait until the present save, if any, is complete, and its copy too; all ranks together."""
+        self._finish_save()
+        if self._copier is not None:
+            self._copier.finish()
+
+    def _finish_save(self) -> None:
         if self._save is not None:
             self._save.thread.join()
             self.complete()
@@ -99,17 +115,22 @@ class Saver:
         assert self._save is not None, "there is no save to complete"
         save, self._save = self._save, None
         self._world.barrier()
-        faults = self._world.gather(None if save.fault is None else f"{save.fault}")
-        for rank, fault in enumerate(faults):
+        ended = self._world.gather(
+            (None if save.fault is None else f"{save.fault}", save.stall_s, save.write_s)
+        )
+        for rank, (fault, _, _) in enumerate(ended):
             if fault is not None:
                 raise EnvironmentUnfit(
                     f"rank {rank} could not write {save.path}: {fault}",
                     "room and permission to write checkpoints",
                     "free space or repair the disk; the run continues from the last complete checkpoint",
                 )
-        _on_first(self._world, lambda: self._mark(save))
+        record: dict[str, Any] = _on_first(self._world, lambda: self._mark(save))
         self.last_step = save.step
+        self.cost = SaveCost(max(stall for _, stall, _ in ended), max(write for _, _, write in ended))
         self._report({"event": "checkpoint", "step": save.step, "stall_s": save.stall_s})
+        if self._copier is not None:
+            self._copier.begin(Checkpoint(save.path, record))
 
     def _prepare(self, path: Path) -> None:
         self._check_fence()
@@ -128,6 +149,7 @@ class Saver:
         save = self._save
         assert save is not None, "the writer started before the save was noted"
         stem = stem_of(self._world.rank, self._world.size)
+        began = time.perf_counter()
         try:
             written = write_tensors(path / f"{stem}.safetensors", copies)
             index = {
@@ -138,10 +160,11 @@ class Saver:
                 "meters": dict(meters),
             }
             write_atomic(path / f"{stem}.json", json.dumps(index).encode())
+            save.write_s = time.perf_counter() - began
         except Exception as error:  # told to all ranks by `complete`
             save.fault = error
 
-    def _mark(self, save: _Save) -> None:
+    def _mark(self, save: _Save) -> dict[str, Any]:
         files: dict[str, Any] = {}
         for rank in range(self._world.size):
             stem = stem_of(rank, self._world.size)
@@ -159,25 +182,25 @@ class Saver:
             files[f"{stem}.json"] = {"bytes": json_hash.bytes, "sha256": json_hash.sha256}
         sync_directory(save.path)
         self._check_fence()
-        write_json(save.path / MARKER, {**save.record, "format": FORMAT, "step": save.step, "files": files})
+        record = {**save.record, "format": FORMAT, "step": save.step, "files": files}
+        write_json(save.path / MARKER, record)
         sync_directory(self._root)
-        retain(self._root, self._keep)
+        spare = set() if self._copier is None else self._copier.spare
+        retain(self._root, self._keep, self._keep_every, spare)
+        return record
 
 
-def _on_first(world: World, action: Callable[[], None]) -> None:
-    """Do something on rank 0; if it fails there, the error is raised on all ranks."""
-    error: BaseException | None = None
-    if world.rank == 0:
+def _on_first(world: World, action: Callable[[], Any]) -> Any:
+    """Do something with files on rank 0; its result on all ranks, or its error."""
+
+    def files() -> Any:
         try:
-            action()
-        except VitlineError as caught:
-            error = caught
-        except OSError as caught:
-            error = EnvironmentUnfit(
-                f"a checkpoint could not be written: {caught}",
+            return action()
+        except OSError as error:
+            raise EnvironmentUnfit(
+                f"a checkpoint could not be written: {error}",
                 "room and permission to write checkpoints",
                 "free space or repair the disk; the run continues from the last complete checkpoint",
-            )
-    error = world.from_first(error)
-    if error is not None:
-        raise error
+            ) from error
+
+    return world.on_first(files)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,28 +18,62 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from pipeline.data.assemble import Batch
 from pipeline.data.loader import EvalLoader
 from pipeline.errors import DataError, StopRequested
 from pipeline.train.loop import normalise
 from pipeline.train.world import World
 
+_BINS = 15  # of equal width, for the calibration error: as Guo et al. (2017)
+
 
 @dataclass(frozen=True)
 class Scores:
-    """Of n samples. The rows, in order of sample id, are the same on every rank."""
+    """Of n samples. The rows, in order of sample id, are the same on every rank.
 
-    top1: float
-    nll: float  # mean negative log likelihood, nats
-    n: int
+    `confidences`: probability given to each prediction. Both it and `nlls` are NaN for a classifier whose
+    scores are no probabilities.
+    """
+
     ids: NDArray[np.int64]  # int64 (n,)
     labels: NDArray[np.int32]  # int32 (n,)
     predictions: NDArray[np.int32]  # int32 (n,)
-    nlls: NDArray[np.float32]  # float32 (n,)
+    nlls: NDArray[np.float32]  # float32 (n,), negative log likelihood, nats
+    confidences: NDArray[np.float32]  # float32 (n,)
+
+    @property
+    def n(self) -> int:
+        return len(self.ids)
 
     @property
     def correct(self) -> NDArray[np.bool_]:
         """(n,) whether each prediction is right."""
         return np.equal(self.labels, self.predictions)
+
+    @property
+    def top1(self) -> float:
+        return float(np.mean(self.correct))
+
+    @property
+    def nll(self) -> float:
+        """Mean, nats."""
+        return float(np.mean(self.nlls, dtype=np.float64))
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: mean over samples of |confidence - accuracy| of their bin."""
+        bins = np.minimum((self.confidences * _BINS).astype(np.int64), _BINS - 1)
+        gaps = np.bincount(bins, self.confidences.astype(np.float64) - self.correct)
+        return float(np.abs(gaps).sum() / self.n)
+
+    def metrics(self) -> dict[str, float]:
+        """For result.json; what is not defined is left out."""
+        found = {"eval/top1": self.top1, "eval/n": float(self.n)}
+        if np.isfinite(self.nlls).all():
+            found["eval/nll"] = self.nll
+        if np.isfinite(self.confidences).all():
+            found["eval/ece"] = self.ece
+        return found
 
 
 @torch.no_grad()
@@ -56,6 +91,38 @@ def score(
         batches: the same number of batches on each rank.
         expected: samples that there are.
     """
+
+    def columns(images: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
+        labels = batch.labels
+        logits = forward(images).float().cpu()
+        nll = F.cross_entropy(logits, labels, reduction="none")
+        confidence, prediction = logits.softmax(dim=1).max(dim=1)
+        return [labels, prediction, nll, confidence]
+
+    ids, labels, predictions, nlls, confidences = every_sample(columns, batches, world, expected, stop_asked)
+    return Scores(
+        ids=ids,
+        labels=labels.astype(np.int32),
+        predictions=predictions.astype(np.int32),
+        nlls=nlls.astype(np.float32),
+        confidences=confidences.astype(np.float32),
+    )
+
+
+@torch.no_grad()
+def every_sample(
+    columns: Callable[[torch.Tensor, Batch], Sequence[torch.Tensor]],
+    batches: EvalLoader,
+    world: World,
+    expected: int,
+    stop_asked: Callable[[], bool],
+) -> list[NDArray[Any]]:
+    """Ids, rising, and what `columns` makes of (normalised images, batch), of all ranks; on every rank.
+
+    Raises:
+        DataError: not each sample was there just once.
+        StopRequested: a rank was asked to stop.
+    """
     parts = []
     for batch in batches:
         if world.any(stop_asked()):
@@ -63,14 +130,14 @@ def score(
                 "a stop was asked for while scoring", "the end of it", "run the same command again"
             )
         real = batch.weights > 0
-        logits = forward(normalise(batch.images.to(world.device))).float().cpu()
-        nll = F.cross_entropy(logits, batch.labels, reduction="none")
-        rows = (batch.ids, batch.labels, logits.argmax(dim=1), nll)
-        parts.append([row[real].numpy() for row in rows])
+        made = columns(normalise(batch.images.to(world.device)), batch)
+        parts.append([row[real].numpy() for row in (batch.ids, *(column.cpu() for column in made))])
     mine = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    ids, labels, predictions, nlls = (np.concatenate(c) for c in zip(*world.gather(mine), strict=True))
-    order = np.argsort(ids, kind="stable")
-    bad = [x for found in world.gather([f"{b.key}: {b.reason}" for b in batches.quarantine]) for x in found]
+    found = [np.concatenate(column) for column in zip(*world.gather(mine), strict=True)]
+    ids = found[0]
+    bad = [
+        x for reasons in world.gather([f"{b.key}: {b.reason}" for b in batches.quarantine]) for x in reasons
+    ]
     unreadable = f"; unreadable: {'; '.join(bad[:5])}" if bad else ""
     if len(ids) != expected or len(np.unique(ids)) != expected:
         raise DataError(
@@ -78,19 +145,12 @@ def score(
             "each sample once",
             "repair or remove the unreadable images and prepare the dataset again",
         )
-    return Scores(
-        top1=float(np.mean(labels == predictions)),
-        nll=float(np.mean(nlls, dtype=np.float64)),
-        n=len(ids),
-        ids=ids[order],
-        labels=labels[order].astype(np.int32),
-        predictions=predictions[order].astype(np.int32),
-        nlls=nlls[order].astype(np.float32),
-    )
+    order = np.argsort(ids, kind="stable")
+    return [column[order] for column in found]
 
 
 def write_predictions(path: Path, scores: Scores, keys: Sequence[str]) -> None:
-    """One row a test image: id, key, label, prediction, correct, nll. Written beside, then renamed."""
+    """One row a test image: id, key, label, prediction, correct, nll, confidence. Replaced by rename."""
     table = pa.table(
         {
             "id": pa.array(scores.ids, pa.int64()),
@@ -99,6 +159,7 @@ def write_predictions(path: Path, scores: Scores, keys: Sequence[str]) -> None:
             "prediction": pa.array(scores.predictions, pa.int32()),
             "correct": pa.array(scores.correct, pa.bool_()),
             "nll": pa.array(scores.nlls, pa.float32()),
+            "confidence": pa.array(scores.confidences, pa.float32()),
         }
     )
     beside = path.with_name(f".{path.name}.partial")

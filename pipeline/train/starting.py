@@ -10,23 +10,29 @@ import torch
 
 from model.config import config_from_dict
 from model.interface import ImageModel
+from model.masked import MaskedPatchModel
 from model.weights.adapt import adapt
 from model.weights.files import load_into, load_weights
-from model.zoo import create_model
+from model.zoo import create_model, model_config
 from pipeline.config import TrainJob
-from pipeline.data.view import View
+from pipeline.data.mixture import AnyView
 from pipeline.errors import ConfigError
 from pipeline.train.attempt import Attempt
 from pipeline.train.average import PolyakAverage
 from pipeline.train.checkpoint import Checkpoint, find_checkpoint, sweep
+from pipeline.train.copying import fetch_newer
 from pipeline.train.interface import Engine
 from pipeline.train.loading import load_fragments
+from pipeline.train.objective import masked_model
+from pipeline.train.remote import RemoteCheckpoints
 
 
-def build_model(job: TrainJob, view: View, attempt: Attempt) -> ImageModel:
+def build_model(job: TrainJob, view: AnyView, attempt: Attempt) -> ImageModel | MaskedPatchModel:
     """The network with its starting weights: from `start`, or drawn from the seed, on the CPU."""
     settings = job.settings
     try:
+        if settings.objective == "masked_patches":
+            return _masked_model(job)
         module = create_model(
             settings.model.name,
             num_classes=view.num_classes,
@@ -36,8 +42,10 @@ def build_model(job: TrainJob, view: View, attempt: Attempt) -> ImageModel:
             **settings.model.options,
         )
         if job.start is not None:
-            state, old_config, _ = load_weights(attempt.run / job.start)
-            load_into(module, adapt(state, config_from_dict(old_config), module.config, new_head=True))
+            state, found, _ = load_weights(attempt.run / job.start)
+            old = config_from_dict(found)
+            keep = job.keep_head and old.num_classes == module.config.num_classes
+            load_into(module, adapt(state, old, module.config, new_head=not keep))
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(
             str(error),
@@ -47,19 +55,55 @@ def build_model(job: TrainJob, view: View, attempt: Attempt) -> ImageModel:
     return module
 
 
+def _masked_model(job: TrainJob) -> MaskedPatchModel:
+    settings = job.settings
+    if job.start is not None:
+        raise ValueError(f"objective masked_patches starts from scratch, found start {job.start!r}")
+    config = model_config(
+        settings.model.name,
+        num_classes=1,
+        image_size=settings.image_size,
+        representation=False,
+        **settings.model.options,
+    )
+    module = masked_model(config, settings.masked_patches)
+    module.init_weights(torch.Generator().manual_seed(job.seed))
+    return module
+
+
+def _tidy(attempt: Attempt, remote: RemoteCheckpoints | None) -> None:
+    """Remove what is incomplete; a store that cannot be written to is found now and not hours later."""
+    attempt.check_fence()
+    sweep(attempt.job.checkpoints)
+    if remote is not None:
+        remote.check()
+        remote.sweep()
+
+
 def resume(
     engine: Engine,
     average: PolyakAverage | None,
     attempt: Attempt,
     whole_shapes: Mapping[str, tuple[int, ...]],
+    remote: RemoteCheckpoints | None = None,
 ) -> Checkpoint | None:
     """Load the job's newest good checkpoint into the engine, if there is one; sweep what is incomplete."""
+    attempt.world.on_first(lambda: _tidy(attempt, remote))
+    return load_newest(engine, average, attempt, whole_shapes, remote)
+
+
+def load_newest(
+    engine: Engine,
+    average: PolyakAverage | None,
+    attempt: Attempt,
+    whole_shapes: Mapping[str, tuple[int, ...]],
+    remote: RemoteCheckpoints | None = None,
+) -> Checkpoint | None:
+    """Load the newest good checkpoint into the engine, if there is one."""
     root = attempt.job.checkpoints
-    if attempt.world.rank == 0:
-        attempt.check_fence()
-        sweep(root)
-    attempt.world.barrier()
     checkpoint = find_checkpoint(root, attempt.world, attempt.warn)
+    if remote is not None:
+        checkpoint = fetch_newer(remote, root, checkpoint, attempt.world, attempt.warn)
     if checkpoint is not None:
         fragments = engine.fragments() + (average.fragments if average else [])
         load_fragments(checkpoint, fragments, whole_shapes)

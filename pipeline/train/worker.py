@@ -3,9 +3,9 @@
     python -m pipeline.train.worker RUN/jobs/DIGEST/job.json     a process of its own; torchrun starts several
     run(RUN, DIGEST)                                             inside a process of somebody else's (Ray)
 
-job.json says what to do (pipeline/config/work.py: TrainJob, EvaluateJob). result.json, written last by rank
-0, says that it is done. An attempt can be killed at any moment; the next one goes on from the last complete
-checkpoint. Exit codes are those of pipeline/errors.py; 75 means stopped on request.
+job.json says what to do (pipeline/config/work.py: TrainJob, EvaluateJob, ProbeJob). result.json, written
+last by rank 0, says that it is done. An attempt can be killed at any moment; the next one goes on from the
+last complete checkpoint. Exit codes are those of pipeline/errors.py; 75 means stopped on request.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import model
 import pipeline.errors
-from pipeline.config import EvaluateJob, TrainJob
+from pipeline.config import EvaluateJob, ProbeJob, TrainJob
 from pipeline.errors import (
     Busy,
     ConfigError,
@@ -36,12 +36,15 @@ from pipeline.events import EventLog
 from pipeline.rundir import JobDir, RunDir, read_json, write_json
 from pipeline.train.attempt import Attempt, rank_log
 from pipeline.train.evaluating import run_evaluation
+from pipeline.train.probing import run_probe
 from pipeline.train.stopping import StopSwitch, end_with_parent, seconds_in, signals_turn_on
 from pipeline.train.training import run_training
 from pipeline.train.world import World, join_world
 
 # By its full name: as a process of its own this module is called __main__.
 log = logging.getLogger("pipeline.train.worker")
+
+Work = TrainJob | EvaluateJob | ProbeJob
 
 _SUMMARY = "Trains or evaluates one job, as one rank."
 
@@ -95,11 +98,13 @@ def _run(
                 events.close()
 
 
-def _work(attempt: Attempt, work: TrainJob | EvaluateJob, description: Mapping[str, Any]) -> dict[str, Any]:
+def _work(attempt: Attempt, work: Work, description: Mapping[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
     log.info("attempt %d at job %s (%s)", attempt.generation, attempt.digest, description["name"])
     if isinstance(work, TrainJob):
         metrics, outputs = run_training(work, attempt)
+    elif isinstance(work, ProbeJob):
+        metrics, outputs = run_probe(work, attempt, description["name"])
     else:
         metrics, outputs = run_evaluation(work, attempt, description["name"])
     result = {
@@ -127,7 +132,7 @@ def read_job(job_dir: JobDir) -> dict[str, Any]:
         raise ConfigError(
             f"no {job_dir.job}", "a job that `vitline run` has written", "check the path, or run the pipeline"
         )
-    kinds: dict[object, type[TrainJob] | type[EvaluateJob]] = {"train": TrainJob, "evaluate": EvaluateJob}
+    kinds: dict[object, type[Work]] = {"train": TrainJob, "evaluate": EvaluateJob, "probe": ProbeJob}
     kind = description.get("work", {}).get("kind")
     if kind not in kinds:
         raise ConfigError(

@@ -11,7 +11,7 @@ step boundary goes over gloo in either case, so a flag never waits for a GPU.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from pipeline.errors import ConfigError, EnvironmentUnfit
+from pipeline.errors import ConfigError, EnvironmentUnfit, VitlineError
 
 # A rank that does not answer for so long is taken for dead. Above it: compiling, which one rank may
 # do while the others wait (100 s on a busy CPU, minutes for a large model).
@@ -61,6 +61,19 @@ class World:
     def from_first(self, value: Any) -> Any:
         """Rank 0's value on every rank. Small things only: it is pickled."""
         return self.gather(value)[0]
+
+    def on_first(self, action: Callable[[], Any]) -> Any:
+        """Do something on rank 0; its result on all ranks. A VitlineError there is raised on all of them."""
+        result, error = None, None
+        if self.rank == 0:
+            try:
+                result = action()
+            except VitlineError as caught:
+                error = caught
+        result, error = self.from_first((result, error))
+        if error is not None:
+            raise error
+        return result
 
     def barrier(self) -> None:
         self.sums([0.0])

@@ -44,9 +44,9 @@ class ZeroEngine(Engine):
         self._world = world
         create_moments(self._engine.optimizer)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._engine(images)
-        return logits
+    def forward(self, images: torch.Tensor, *more: object) -> torch.Tensor:
+        output: torch.Tensor = self._engine(images, *more)
+        return output
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         # DeepSpeed takes the mean over ranks; our losses are shares that must be added up.

@@ -17,10 +17,15 @@ from pipeline.config import EngineSettings
 from pipeline.errors import ConfigError, EnvironmentUnfit
 from pipeline.train.interface import BatchShape
 
-# fragments.py reads private attributes; these versions have them as we know them. Before 0.19.0
-# gradients of the last micro-batch were left out of the average (DeepSpeed #7985), before 0.19.3 one
-# infinite gradient poisoned the bf16 masters for good (#8035).
+# fragments.py reads private attributes; these versions have them as we know them.
 OLDEST, BEYOND = (0, 19, 8), (0, 20, 0)
+# (first version without it, what is wrong before, DeepSpeed's number); the first that applies is named.
+FAULTS = (
+    ((0, 18, 2), "fp16's fused optimizer may leave out an update without an overflow", 7645),
+    ((0, 18, 6), "bf16 at stage 0 divides gradients by 65,536 and adds them up over steps", 7837),
+    ((0, 19, 0), "gradients of the last micro-batch are left out of the average over ranks", 7985),
+    ((0, 19, 3), "one gradient that is not finite spoils the bf16 masters for good", 8035),
+)
 
 
 def check_version(version: str) -> None:
@@ -28,8 +33,9 @@ def check_version(version: str) -> None:
     numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:3])
     if not OLDEST <= numbers < BEYOND:
         oldest, beyond = (".".join(map(str, bound)) for bound in (OLDEST, BEYOND))
+        known = [f": {what} (DeepSpeed #{number})" for fixed, what, number in FAULTS if numbers < fixed]
         raise EnvironmentUnfit(
-            f"deepspeed {version}",
+            f"deepspeed {version}{known[0] if known else ''}",
             f"a version from {oldest} on and before {beyond}, which the training engine was tested with",
             f"pip install 'deepspeed>={oldest},<{beyond}'",
         )
@@ -37,6 +43,7 @@ def check_version(version: str) -> None:
 
 def configure(settings: EngineSettings, shape: BatchShape, clip_norm: float | None) -> dict[str, Any]:
     """DeepSpeed's configuration: ours, with the user's additions merged in."""
+    _refuse_nvme(settings)
     ours: dict[str, Any] = {
         "train_batch_size": shape.batch,
         "train_micro_batch_size_per_gpu": shape.micro_batch,
@@ -54,6 +61,20 @@ def configure(settings: EngineSettings, shape: BatchShape, clip_norm: float | No
         "wall_clock_breakdown": False,
     }
     return merge(ours, settings.deepspeed, "")
+
+
+def _refuse_nvme(settings: EngineSettings) -> None:
+    """State in swap files is out of reach of fragments.py, and so of checkpoints."""
+    section = settings.deepspeed.get("zero_optimization", {})
+    for key in ("offload_optimizer", "offload_param"):
+        if str(section.get(key, {}).get("device", "")).lower() == "nvme":
+            raise ConfigError(
+                f"engine.deepspeed sets zero_optimization.{key}.device to 'nvme', which needs DeepSpeed's "
+                "async_io extension, built by a C++ compiler while the ranks wait, and keeps state in swap "
+                "files that checkpoints cannot read",
+                "state in device or host memory",
+                "use more ranks, or device: cpu as in configs/deepspeed/zero3-offload.json",
+            )
 
 
 def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The cells of a run's result: one fine-tuned model on one locked test split, image by image.
 
     evaluate job ──inputs["model"]──► finetune job ──► choose jobs, pretrain job
+                                      (of a probe: the pretrain job, or none)
     predictions, n, fingerprint       learning rate    what it all cost
 
 Reads only files of the run directory; knows neither the models nor the images.
@@ -8,6 +9,7 @@ Reads only files of the run directory; knows neither the models nor the images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,17 +27,19 @@ TRAINING_STAGES = ("pretrain", "choose", "finetune")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What trainings used, summed over jobs."""
+    """What trainings used, summed over jobs; device hours are NaN where a job did not count them."""
 
     images: float = 0.0
     exaflops: float = 0.0
     seconds: float = 0.0
+    device_hours: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             images=self.images + other.images,
             exaflops=self.exaflops + other.exaflops,
             seconds=self.seconds + other.seconds,
+            device_hours=self.device_hours + other.device_hours,
         )
 
 
@@ -102,9 +106,11 @@ def _read_job(run: RunDir, digest: str) -> dict[str, Any]:
 
 def _read_cell(run: RunDir, digest: str, job: Mapping[str, Any], result: Mapping[str, Any]) -> Cell:
     settings, outputs = job["slice"], result["outputs"]
-    model = _read_job(run, job["inputs"]["model"])
+    model = _read_job(run, job["inputs"].get("model", ""))
+    # A probe is of the pre-training itself: what that was trained with is not part of the protocol.
+    tuned = model if model.get("stage") == "finetune" else {}
     table = _read_predictions(run, digest, result)
-    work = model.get("work") or {}
+    work = tuned.get("work") or {}
     return Cell(
         digest=digest,
         dataset=settings["dataset"],
@@ -112,7 +118,7 @@ def _read_cell(run: RunDir, digest: str, job: Mapping[str, Any], result: Mapping
         start=settings["start"],
         seed=settings["seed"],
         protocol=settings["protocol"],
-        protocol_settings=_protocol_settings(settings, model.get("slice") or {}),
+        protocol_settings=_protocol_settings(settings, tuned.get("slice") or {}),
         n=len(table["ids"]),
         top1=float(np.mean(table["correct"])),
         classes=tuple(str(name) for name in outputs.get("classes") or ()),
@@ -159,7 +165,8 @@ def _protocol_settings(evaluate: Mapping[str, Any], finetune: Mapping[str, Any])
     """All that makes two numbers comparable: how it was tuned, and how it was judged."""
     judged = {key: evaluate[key] for key in ("image_size", "evaluate", "larger") if key in evaluate}
     tuned = {key: finetune[key] for key in ("protocol", "learning_rates") if key in finetune}
-    return {"judged": judged, "tuned": tuned}
+    probe = {"probe": evaluate["probe"]} if "probe" in evaluate else {}
+    return {"judged": judged, "tuned": tuned, **probe}
 
 
 def _costs(run: RunDir, digest: str) -> dict[str, Cost]:
@@ -181,5 +188,6 @@ def _costs(run: RunDir, digest: str) -> dict[str, Cost]:
                 images=metrics.get("cost/images_seen", 0.0),
                 exaflops=metrics.get("cost/exaflops", 0.0),
                 seconds=metrics.get("cost/seconds", result["seconds"]),
+                device_hours=metrics.get("cost/device_hours", math.nan),
             )
     return costs

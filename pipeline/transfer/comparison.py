@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.transfer.cells import Cost
+from pipeline.transfer.means import Mean
 from pipeline.transfer.statistics import Interval
 
 Verdict = Literal["better", "worse", "no difference shown", "equivalent", "not comparable"]
@@ -73,7 +74,10 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Rows and pairs of one comparison; `warnings` are sentences for the reader."""
+    """Rows and pairs of one comparison; `warnings` are sentences for the reader.
+
+    `means`: over the datasets of each group, where the protocol has groups.
+    """
 
     baseline: str
     labels: tuple[str, ...]
@@ -82,6 +86,7 @@ class Comparison:
     pairs: tuple[Pair, ...]
     margin_pp: float | None
     warnings: tuple[str, ...]
+    means: tuple[Mean, ...] = ()
 
     def row(self, dataset: str, label: str) -> Row | None:
         return next((r for r in self.rows if (r.dataset, r.label) == (dataset, label)), None)

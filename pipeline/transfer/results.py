@@ -12,7 +12,7 @@ and never called better.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +23,7 @@ from pipeline.transfer.cautions import warnings_of
 from pipeline.transfer.cells import Cell, Cost, collect
 from pipeline.transfer.comparable import check_group, marks_of
 from pipeline.transfer.comparison import Comparison, Pair, Row, Verdict
+from pipeline.transfer.means import Mean, means_of
 from pipeline.transfer.statistics import (
     equivalent,
     holm,
@@ -39,7 +40,12 @@ ALPHA = 0.05
 
 
 def compare(
-    cells: Sequence[Cell], baseline: str = "scratch", *, force: bool = False, margin_pp: float | None = None
+    cells: Sequence[Cell],
+    baseline: str = "scratch",
+    *,
+    force: bool = False,
+    margin_pp: float | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Comparison:
     """Set `cells` side by side, each label against `baseline`.
 
@@ -47,6 +53,7 @@ def compare(
         baseline: a label of the cells; without it there are rows and no pairs.
         force: compare over different protocols or test splits, and mark it.
         margin_pp: differences inside ± this many points may be called equivalent.
+        groups: group → datasets; their means are shown too.
 
     Raises:
         UserError: no cell at all, or cells that must not be compared.
@@ -57,23 +64,23 @@ def compare(
             "at least one evaluate job with its result",
             "finish the run first: vitline run",
         )
-    groups: dict[tuple[str, str], list[Cell]] = {}
+    grouped: dict[tuple[str, str], list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: (cell.dataset, cell.label, cell.seed)):
-        groups.setdefault((cell.dataset, cell.label), []).append(cell)
+        grouped.setdefault((cell.dataset, cell.label), []).append(cell)
     datasets = tuple(dict.fromkeys(cell.dataset for cell in cells))
     labels = tuple(dict.fromkeys([*(cell.label for cell in cells if cell.label != baseline), baseline]))
     labels = tuple(label for label in labels if any(cell.label == label for cell in cells))
-    for group in groups.values():
+    for group in grouped.values():
         check_group(group)
     marks = {dataset: marks_of([c for c in cells if c.dataset == dataset], force) for dataset in datasets}
-    rows = {key: _row(group) for key, group in groups.items()}
+    rows = {key: _row(group) for key, group in grouped.items()}
     pairs = [
-        _pair(groups[dataset, label], groups[dataset, baseline], marks[dataset])
+        _pair(grouped[dataset, label], grouped[dataset, baseline], marks[dataset])
         for dataset in datasets
         for label in labels
-        if label != baseline and (dataset, label) in groups and (dataset, baseline) in groups
+        if label != baseline and (dataset, label) in grouped and (dataset, baseline) in grouped
     ]
-    decided = tuple(_decide(pairs, groups, margin_pp))
+    decided = tuple(_decide(pairs, grouped, margin_pp))
     return Comparison(
         baseline=baseline,
         labels=labels,
@@ -82,7 +89,25 @@ def compare(
         pairs=decided,
         margin_pp=margin_pp,
         warnings=tuple(warnings_of(rows, decided, marks, labels, datasets, baseline)),
+        means=tuple(_means(groups or {}, rows, decided, grouped, labels)),
     )
+
+
+def _means(
+    named: Mapping[str, Sequence[str]],
+    rows: Mapping[tuple[str, str], Row],
+    pairs: Sequence[Pair],
+    cells: Mapping[tuple[str, str], Sequence[Cell]],
+    labels: Sequence[str],
+) -> list[Mean]:
+    by_image = {
+        (pair.dataset, pair.challenger): differences(
+            cells[pair.dataset, pair.challenger], cells[pair.dataset, pair.baseline]
+        )
+        for pair in pairs
+        if pair.p is not None and not pair.marks
+    }
+    return means_of(named, {key: row.top1 for key, row in rows.items()}, by_image, labels)
 
 
 def _row(group: Sequence[Cell]) -> Row:
@@ -111,7 +136,12 @@ def _row(group: Sequence[Cell]) -> Row:
 def _mean(costs: Sequence[Cost]) -> Cost:
     total = sum(costs, Cost())
     n = len(costs)
-    return Cost(images=total.images / n, exaflops=total.exaflops / n, seconds=total.seconds / n)
+    return Cost(
+        images=total.images / n,
+        exaflops=total.exaflops / n,
+        seconds=total.seconds / n,
+        device_hours=total.device_hours / n,
+    )
 
 
 def differences(challenger: Sequence[Cell], baseline: Sequence[Cell]) -> NDArray[np.float64]:

@@ -61,7 +61,10 @@ def compare_runs(
             )
         cells += found
         notes += _openings(RunDir(path), label, every)
-    result = compare(cells, against, force=force, margin_pp=margin_pp)
+    groups = [_config_of(path)["transfer"]["protocol"].get("groups") or {} for path in paths]
+    if any(group != groups[0] for group in groups):
+        notes.append("the runs group their datasets in different ways: those of the first are shown")
+    result = compare(cells, against, force=force, margin_pp=margin_pp, groups=groups[0])
     shared = {dataset for dataset in result.datasets if all(result.row(dataset, name) for name in labels)}
     if not shared:
         raise UserError(

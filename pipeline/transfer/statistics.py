@@ -9,6 +9,7 @@ image by image. All shares are between 0 and 1 here; percentage points are made 
                           mcnemar          exact test, one seed each
                           sign_flip        permutation test, several seeds
                           equivalent       two one-sided tests against a margin
+    mean over datasets    stratified_interval  normal, images drawn within each dataset
     several tests         holm             adjusted p-values
 
 Sources: Wilson (1927); Efron (1987), BCa; McNemar (1947) with the exact binomial form; Holm (1979);
@@ -97,6 +98,23 @@ def paired_interval(
     means = _bootstrap_means(values, counts, resamples, seed)
     low, high = np.quantile(means, _bca_levels(values, counts, means, tail))
     return Interval(float(low), float(high))
+
+
+def stratified_interval(
+    differences: Sequence[Floats], weights: Sequence[float], confidence: float = 0.95
+) -> Interval:
+    """Normal interval of the weighted sum of the means of `differences`, each of its own images.
+
+    Args:
+        differences: for each dataset, float (n,); images are drawn anew within each, never across.
+        weights: of the datasets' means.
+    """
+    centre = sum(w * float(np.mean(d)) for d, w in zip(differences, weights, strict=True))
+    # One image has no spread that could be seen: then nothing is known, which no finite number says.
+    variances = [float(np.var(d, ddof=1)) / len(d) if len(d) > 1 else math.inf for d in differences]
+    error = math.sqrt(sum(w * w * v for v, w in zip(variances, weights, strict=True)))
+    half = float(stats.norm.ppf((1 + confidence) / 2)) * error
+    return Interval(centre - half, centre + half)
 
 
 def _bootstrap_means(values: Floats, counts: NDArray[np.int64], resamples: int, seed: int) -> Floats:

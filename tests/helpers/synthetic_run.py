@@ -171,6 +171,7 @@ def _write_outcome(
             "cost/images_seen": float(steps * batch),
             "cost/exaflops": steps * batch * 3e7 / 1e18,
             "cost/seconds": seconds,
+            "cost/device_hours": seconds / 3600 * (2 if stage == "pretrain" else 1),
         }
         if stage == "choose":
             rate = job.slice["learning_rate"]
@@ -262,6 +263,7 @@ def _write_predictions(
         "prediction": predictions[ids],
         "correct": correct[ids],
         "nll": np.full(images, 0.5, np.float32),
+        "confidence": np.where(correct, 0.9, 0.6)[ids].astype(np.float32),
     }
     pq.write_table(pa.table(columns), path)
     metrics = {"eval/top1": float(correct.mean()), "eval/n": float(images), "eval/nll": 0.5}

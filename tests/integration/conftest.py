@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.helpers.canary import SECRETS
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ROOT / "tests" / "integration" / "small.yaml"
 
@@ -27,7 +29,7 @@ class Command:
                 cwd=ROOT,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "HOME": str(home), "NO_COLOR": "1"},
+                env={**os.environ, **SECRETS, "HOME": str(home), "NO_COLOR": "1"},
                 start_new_session=True,
             )
 

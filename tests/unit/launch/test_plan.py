@@ -116,6 +116,22 @@ def test_epochs_of_an_unknown_dataset_need_its_size() -> None:
     assert (found.training.steps, found.training.classes) == (20, 7)
 
 
+def test_a_mixture_counts_as_its_datasets_together() -> None:
+    mixture = ("pretrain.dataset=null", "pretrain.mixture={glyphs: 3, digits: 1}")
+    found = plan(*mixture, "pretrain.duration=2 epochs", "pretrain.batch=100")
+    assert found.training.steps == round(2 * (20_000 + 1198) / 100)
+    assert found.training.classes == 210
+    assert any("digits + glyphs are taken to have 210 different classes" in s for s in found.assumptions)
+    shards = 'datasets.new={source: webdataset, train: "a-{0..3}.tar", test: b.tar}'
+    with pytest.raises(UserError, match="glyphs \\+ new, whose size is not known"):
+        plan(
+            shards,
+            "pretrain.dataset=null",
+            "pretrain.mixture={glyphs: 3, new: 1}",
+            "pretrain.duration=2 epochs",
+        )
+
+
 def test_what_cannot_fit_is_said_with_the_nearest_that_does() -> None:
     overrides = ("pretrain.batch=65536", "pretrain.engine.precision=bf16")
     found = plan(*overrides, device="h100", memory_gib=8.0)

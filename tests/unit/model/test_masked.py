@@ -5,16 +5,22 @@ import torch
 from torch.nn import functional as F
 
 from model.config import ViTConfig
+from model.flops import count_parameters
 from model.masked import (
     COLOURS,
     Corruption,
     MaskedPatchModel,
+    backbone_state,
     colour_classes,
+    count_masked_parameters,
     cut_patches,
     draw_corruption,
+    kept_config,
+    patch_accuracies,
     patch_losses,
 )
-from model.zoo import model_config
+from model.weights.files import load_into
+from model.zoo import build, model_config
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "mlp": 32}
 
@@ -137,6 +143,44 @@ def test_the_loss_counts_corrupted_places_only_and_adds_up(target: str) -> None:
     )
 
 
+@pytest.mark.parametrize(("target", "side"), [("mean_colour", 1), ("thumbnail", 4)])
+def test_accuracy_is_the_share_of_colours_said_right(target: str, side: int) -> None:
+    x = images(2)
+    classes = colour_classes(x, (8, 8), side)
+    said = F.one_hot(classes, COLOURS).float()
+    said[0, 1] = F.one_hot((classes[0, 1] + 1) % COLOURS, COLOURS).float()
+    found = patch_accuracies(said.flatten(2), x, (8, 8), target)  # type: ignore[arg-type]
+    expected = torch.ones(2, 6)
+    expected[0, 1] = 0
+    assert found is not None
+    assert torch.equal(found, expected)
+    assert patch_accuracies(said.flatten(2), x, (8, 8), "pixels") is None
+
+
+def test_what_is_kept_is_a_whole_classifier() -> None:
+    built = model(representation=True, positions="sincos2d")
+    kept = backbone_state(built.state_dict())
+    config = kept_config(built.config)
+    plain = build(config)
+    load_into(plain, kept)  # every key, or it raises
+    x = images()
+    expected = built.backbone.norm(built.backbone.encode(x))[:, 0]
+    torch.testing.assert_close(plain.features(x), expected)
+    assert not plain(x).any(), "a head of zeros"
+    parameters = sum(p.numel() for p in built.parameters())
+    assert count_masked_parameters(built.config, "mean_colour") == parameters
+    assert parameters == count_parameters(config, head=False) + 32 + COLOURS * 33
+
+
+def test_weights_of_something_else_are_not_kept() -> None:
+    state = dict(model().state_dict())
+    with pytest.raises(ValueError, match=r"with head.weight, expected mask_token"):
+        backbone_state(state | {"head.weight": torch.zeros(1)})
+    del state["mask_token"]
+    with pytest.raises(ValueError, match="parts missing"):
+        backbone_state(state)
+
+
 @pytest.mark.parametrize("target", ["mean_colour", "thumbnail", "pixels"])
 def test_training_lowers_the_loss(target: str) -> None:
     built, x = model(target), images(8)
@@ -176,3 +220,5 @@ def test_what_cannot_be_is_refused() -> None:
         MaskedPatchModel(tiny(), "colour")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"cuts patches into 4x4 parts, found patches of \(2, 8\) pixels"):
         MaskedPatchModel(tiny(patch=(2, 8)), "thumbnail")
+    with pytest.raises(ValueError, match="leave attention pooling untrained"):
+        model(pool="map")

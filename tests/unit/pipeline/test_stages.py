@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline.config import RunConfig
+from pipeline.config import DataMixture, RunConfig
 from pipeline.config_io import load_config
-from pipeline.errors import ConfigError
+from pipeline.data.exclusions import write_exclusions
+from pipeline.errors import ConfigError, UserError
 from pipeline.graph import plan
 from pipeline.rundir import RunDir, write_json
-from pipeline.stages import finetune
+from pipeline.stages import finetune, pretrain
 from pipeline.stages.catalog import all_jobs
 from pipeline.stages.checks import check_run
 
@@ -67,6 +69,65 @@ def test_one_rate_leaves_nothing_to_choose() -> None:
 )
 def test_what_a_change_makes_due(override: str, stages: set[str]) -> None:
     assert changed(override) == stages
+
+
+MIXTURE = ("pretrain.dataset=null", "pretrain.mixture={glyphs: 3, digits: 1}")
+
+
+def test_a_mixture_needs_all_its_datasets() -> None:
+    jobs = {job.name: job for job in all_jobs(demo(*MIXTURE, "transfer.datasets=[count]"))}
+    assert {name for name in jobs if name.startswith("prepare/")} == {
+        "prepare/glyphs", "prepare/digits", "prepare/count"
+    }  # fmt: skip
+    inputs = {"data/digits": "prepare/digits", "data/glyphs": "prepare/glyphs"}
+    assert dict(jobs["pretrain"].inputs) == inputs
+    config = demo(*MIXTURE).pretrain
+    work = pretrain.work(config, 0, {"data/digits": "D", "data/glyphs": "G"}, {"glyphs": "list.json"})
+    assert isinstance(work.data, DataMixture)
+    assert [(part.path, part.exclude) for part in work.data.parts] == [
+        ("jobs/D", None), ("jobs/G", "list.json")
+    ]  # fmt: skip
+    assert work.data.weights == (1, 3)
+    assert isinstance(work.validate_on, DataMixture)
+    assert {part.split for part in work.validate_on.parts} == {"test"}
+
+
+def test_weights_and_datasets_of_a_mixture_are_its_identity_and_their_order_is_not() -> None:
+    first = digests(demo(*MIXTURE))["pretrain"]
+    turned = ("pretrain.dataset=null", "pretrain.mixture={digits: 1, glyphs: 3}")
+    assert digests(demo(*turned))["pretrain"] == first
+    for other in ("{glyphs: 2, digits: 1}", "{glyphs: 3, count: 1}"):
+        assert digests(demo("pretrain.dataset=null", f"pretrain.mixture={other}"))["pretrain"] != first
+    assert digests(demo())["pretrain"] != first
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("pretrain.mixture={glyphs: 3, digits: 1}",), "exactly one of dataset and mixture, but dataset is"),
+        (("pretrain.dataset=null",), "exactly one of dataset and mixture, but neither"),
+        ((*MIXTURE, "pretrain.mixture.digits=0"), "greater than 0"),
+        (("pretrain.dataset=null", "pretrain.mixture={glyphs: 3, x: 1}"), "pretrain.mixture names 'x'"),
+        (("pretrain.exclude={digits: list.json}",), "exclude names 'digits', which is not among glyphs"),
+    ],
+)
+def test_what_a_mixture_cannot_be(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        demo(*overrides)
+
+
+def test_what_is_left_out_is_part_of_the_identity(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    exclude = f"pretrain.exclude={{glyphs: {path}}}"
+    with pytest.raises(UserError, match=r"no list of exclusions at .*list\.json"):
+        digests(demo(exclude))
+    write_exclusions(path, "f" * 64, np.array([3, 1]), "one reason")
+    first = digests(demo(exclude))["pretrain"]
+    assert first != digests(demo())["pretrain"]
+    write_exclusions(path, "f" * 64, np.array([1, 3]), "another reason")
+    assert digests(demo(exclude))["pretrain"] == first
+    write_exclusions(path, "f" * 64, np.array([1, 4]), "one reason")
+    assert digests(demo(exclude))["pretrain"] != first
 
 
 def test_a_new_photo_makes_its_dataset_due(tmp_path: Path) -> None:

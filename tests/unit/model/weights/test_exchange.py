@@ -1,7 +1,9 @@
 """Files of other libraries: recognised, measured, refused with a reason."""
 
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -140,6 +142,20 @@ def test_files_of_nobody_are_refused(tmp_path: Path) -> None:
     for name in ("w.npz", "v.pth", "w.safetensors"):
         with pytest.raises(FileNotFoundError, match=r"no weight file"):
             import_weights(tmp_path / name)
+
+
+def test_what_is_no_array_of_numbers_in_an_npz_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "w.npz"
+    np.savez(path, cls=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match=r"cls of .*w.npz holds Python objects, and other people's pickles"):
+        read_foreign(path)
+    np.savez(path, cls=np.array(["text"]))
+    with pytest.raises(ValueError, match=r"cls of .*w.npz holds <U4, expected an array of numbers"):
+        read_foreign(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "hello")
+    with pytest.raises(ValueError, match=r"notes.txt of .*w.npz holds bytes, expected an array of numbers"):
+        read_foreign(path)
 
 
 def test_old_torchvision_names_are_understood(tmp_path: Path) -> None:

@@ -34,6 +34,16 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert extra == {"step": "12"}
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_who_may_read_a_file_is_for_the_umask_to_say(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        save_weights(tmp_path / "w.safetensors", {"a": torch.ones(2)}, {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
 def test_views_and_shared_memory_are_saved_as_they_look(tmp_path: Path) -> None:
     fused = torch.arange(12.0).view(6, 2)
     state = {"a": fused[:3], "b": fused[3:], "c": fused.t(), "d": fused, "e": fused}

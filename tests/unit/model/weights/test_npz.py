@@ -192,7 +192,7 @@ def test_a_missing_head_becomes_zeros_and_a_zero_head_is_said_aloud(tmp_path: Pa
 
 def test_pickled_arrays_are_never_opened(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", **{"embedding/kernel": np.array([{"a": 1}], dtype=object)})
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(ValueError, match=r"embedding/kernel of .* holds Python objects"):
         import_weights(tmp_path / "w.npz")
 
 

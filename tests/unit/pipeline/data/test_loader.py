@@ -15,7 +15,7 @@ import torch
 
 from pipeline.config import AugmentSettings, DataView, OrderSettings, WebdatasetSource
 from pipeline.data import assemble
-from pipeline.data.assemble import Batch
+from pipeline.data.assemble import Bad, Batch
 from pipeline.data.describe import describe_batch
 from pipeline.data.loader import EvalLoader, TrainLoader
 from pipeline.data.manifest import load_manifest
@@ -146,12 +146,36 @@ def test_a_bad_sample_has_weight_0_and_shifts_nothing(damaged: View) -> None:
     assert torch.equal(images[weights == 0], torch.full_like(images[weights == 0], 128))
 
 
-def test_more_bad_samples_than_the_budget_stop(damaged: View) -> None:
-    with (
-        _loader(damaged, batch=20, steps=6) as loader,
-        pytest.raises(DataError, match="2 samples cannot be") as caught,
-    ):
+def test_the_budget_is_for_all_ranks_together(damaged: View) -> None:
+    """Here each of two ranks meets one bad sample, and one is allowed: neither alone is over the budget."""
+    loaders = [_loader(damaged, batch=60, steps=1, rank=rank, world=2) for rank in range(2)]
+    for loader in loaders:
         list(loader)
+        loader.close()
+    found = [bad for loader in loaders for bad in loader.fresh]
+    assert sorted(bad.id for bad in found) == [7, 31]
+    assert {len(loader.fresh) for loader in loaders} == {1}
+    for loader in loaders:
+        with pytest.raises(DataError, match="2 samples cannot be"):
+            loader.take_over(found)
+        assert [bad.id for bad in loader.quarantine] == [7, 31]
+
+
+def test_a_sample_counts_once_whichever_ranks_meet_it(damaged: View) -> None:
+    with _loader(damaged, batch=20, steps=6, bad_samples=0.04) as loader:
+        list(loader)
+        assert sorted(bad.id for bad in loader.fresh) == [7, 31]
+        other = Bad(31, "s31", "empty")
+        assert [bad.id for bad in loader.take_over([*loader.fresh, other])] == [7, 31]
+        assert loader.fresh == []
+        assert loader.take_over([other]) == []
+
+
+def test_more_bad_samples_than_the_budget_stop(damaged: View) -> None:
+    with _loader(damaged, batch=20, steps=6) as loader:
+        list(loader)
+        with pytest.raises(DataError, match="2 samples cannot be") as caught:
+            loader.take_over(loader.fresh)
     assert "s07: not an image" in caught.value.found
     assert "at most 1 of 60" in caught.value.expected
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from webdataset import TarWriter
 
 from pipeline.config import (
     AugmentSettings,
@@ -17,14 +18,18 @@ from pipeline.config import (
     GlyphsSource,
     OrderSettings,
     SpritesSource,
+    WebdatasetSource,
     WriteSettings,
 )
 from pipeline.data.assemble import Batch
 from pipeline.data.describe import describe_batch
 from pipeline.data.loader import TrainLoader
-from pipeline.data.mixture import CYCLE, MixedView, Strides, open_data
+from pipeline.data.mixture import CYCLE, AnyView, MixedView, Strides, open_data
 from pipeline.data.view import open_view
 from pipeline.data.write import prepare
+from pipeline.errors import UserError
+
+from .conftest import image_bytes
 
 ORDER = OrderSettings(lanes=6, window=9)
 
@@ -117,6 +122,24 @@ def test_weights_are_part_of_the_fingerprint(root: Path) -> None:
     assert _open(root).fingerprint != _open(root, (1, 1)).fingerprint
     with pytest.raises(ValidationError, match="1 weights for 2 parts"):
         _open(root, (1,))
+
+
+def test_classes_without_names_are_mixed_only_if_there_are_as_many(root: Path) -> None:
+    for name, classes in (("three", 3), ("two", 2)):
+        tar = root / f"{name}.tar"
+        with TarWriter(str(tar), mtime=0) as out:
+            for n in range(6):
+                out.write({"__key__": str(n), "jpg": image_bytes(seed=n), "cls": str(n % classes).encode()})
+        prepare(WebdatasetSource(source="webdataset", train=str(tar), test=str(tar)), root / name)
+
+    def mixed(*names: str) -> AnyView:
+        parts = tuple(DataView(path=name, split="train") for name in names)
+        return open_data(DataMixture(parts=parts, weights=(1.0,) * len(parts)), root)
+
+    with pytest.raises(UserError, match="bare numbers \\(3 in three and 2 in two\\)"):
+        mixed("three", "a", "two")
+    assert mixed("three", "three").num_classes == 3
+    assert mixed("three", "a").num_classes == 7
 
 
 def test_equal_class_names_are_one_class(root: Path) -> None:

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -15,6 +16,7 @@ import time
 import urllib.request
 from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from pipeline.config import (
 )
 from pipeline.data import remote
 from pipeline.data.loader import EvalLoader, TrainLoader
+from pipeline.data.manifest import load_manifest
 from pipeline.data.remote import RemoteFile, is_remote
 from pipeline.data.view import open_view
 from pipeline.data.write import prepare
@@ -277,6 +280,75 @@ def test_a_chunk_that_was_changed_ends_by_name(
         pytest.raises(ReadError, match=r"train-000001\.tar.*hash in the index"),
     ):
         list(loader)
+
+
+def _far(server: Server, tmp_path: Path) -> WebdatasetSource:
+    """Drawings in shards on the server, without manifest and indexes."""
+    glyphs = GlyphsSource(source="glyphs", classes=10, train_per_class=12, test_per_class=2, write=WRITE)
+    prepare(glyphs, tmp_path / "local")
+    for split in ("train", "test"):
+        (tmp_path / "web" / split).mkdir()
+        for path in (tmp_path / "local" / split).glob("*.tar"):
+            shutil.copy(path, tmp_path / "web" / split)
+    return WebdatasetSource(
+        source="webdataset",
+        train=f"{server.url}/train/{{000000..000002}}.tar",
+        test=f"{server.url}/test/000000.tar",
+        cache=CacheSettings(directory=str(tmp_path / "cache")),
+        write=WRITE,
+    )
+
+
+def test_shards_are_indexed_in_one_pass_through_faults(server: Server, tmp_path: Path) -> None:
+    settings = _far(server, tmp_path)
+    with ThreadPoolExecutor(3) as pool:
+        manifest = prepare(settings, tmp_path / "far", run=pool.map)
+        sizes = {path.name: path.stat().st_size for path in (tmp_path / "web/train").iterdir()}
+        assert {name: server.bytes_sent[name] for name in ("000001.tar", "000002.tar")} == {
+            name: sizes[name] for name in ("000001.tar", "000002.tar")
+        }
+        # Train and test have a shard of this name.
+        test_size = (tmp_path / "web/test/000000.tar").stat().st_size
+        assert server.bytes_sent["000000.tar"] == sizes["000000.tar"] + test_size
+        server.faults.extend(["503", "", "stall", "short", "reset", "503"])
+        assert prepare(settings, tmp_path / "again", run=pool.map) == manifest
+    assert manifest.fingerprint == load_manifest(tmp_path / "local").fingerprint
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_indexes_beside_the_shards_are_used(server: Server, tmp_path: Path, whole: bool) -> None:
+    """As `prepare` leaves a dataset, copied to the server; or as `vitline data index` does."""
+    settings = _far(server, tmp_path)
+    source = tmp_path / "local"
+    if not whole:
+        source = tmp_path / "indexed"
+        prepare(settings, source)
+    for path in [source / "manifest.json", *source.glob("*/*.npz")]:
+        shutil.copy(path, tmp_path / "web" / path.relative_to(source))
+    server.bytes_sent.clear()
+    manifest = prepare(settings, tmp_path / "far")
+    assert not [name for name in server.bytes_sent if name.endswith(".tar")]
+    local = load_manifest(tmp_path / "local")
+    assert manifest.fingerprint == local.fingerprint
+    assert manifest.classes == (local.classes if whole else tuple(map(str, range(10))))
+    with _loader(tmp_path, "far") as far, _loader(tmp_path, source.name) as near:
+        for found, expected in zip(far, near, strict=True):
+            assert torch.equal(found.images, expected.images)
+            assert torch.equal(found.labels, expected.labels)
+
+
+def test_a_shard_that_changed_since_it_was_indexed_is_named(server: Server, tmp_path: Path) -> None:
+    settings = _far(server, tmp_path)
+    for path in [tmp_path / "local/manifest.json", *(tmp_path / "local").glob("*/*.npz")]:
+        shutil.copy(path, tmp_path / "web" / path.relative_to(tmp_path / "local"))
+    with (tmp_path / "web/train/000001.tar").open("ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(DataError, match=r"bytes in .*/train/000001\.tar"):
+        prepare(settings, tmp_path / "far")
+    more = settings.model_copy(update={"train": f"{server.url}/train/{{000000,000002,new}}.tar"})
+    shutil.copy(tmp_path / "local/train/000002.tar", tmp_path / "web/train/new.tar")
+    # Not all are named by the manifest: they are indexed as if there were none.
+    assert prepare(more, tmp_path / "far").classes == tuple(map(str, range(10)))
 
 
 @pytest.fixture(scope="module")

@@ -74,8 +74,9 @@ class Page(html.parser.HTMLParser):
 
 def test_everything_is_written(built: ReportPaths) -> None:
     names = sorted(path.name for path in built.html.parent.iterdir())
-    pictures = ["accuracy.png", "compute.png", "finetuning.png", "forest.png", "pretraining.png"]
-    assert names == sorted([*pictures, "report.html", "results.csv", "results.json"])
+    pictures = ["accuracy", "calibration", "compute", "finetuning", "forest", "pretraining"]
+    files = [*(f"{picture}.png" for picture in pictures), "report.html"]
+    assert names == sorted([*files, "jobs.json", "results.csv", "results.json"])
     assert built.html.stat().st_size < 2_000_000
     for picture in built.pictures:
         assert picture.read_bytes().startswith(b"\x89PNG")
@@ -131,7 +132,7 @@ def test_colours_follow_the_reader(built: ReportPaths) -> None:
 def test_plots_have_text_and_a_table(built: ReportPaths) -> None:
     text = built.html.read_text()
     figures = re.findall(r"<figure.*?</figure>", text, re.DOTALL)
-    assert len(figures) == 5
+    assert len(figures) == 6
     for figure in figures:
         assert "<text" in figure
         assert "<details><summary>Numbers behind this plot</summary>" in figure

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.report.gather import Choice, Facts, gather
-from pipeline.report.sheets import attempts, stages
+from pipeline.report.spent_sheets import attempts, stages
 from tests.helpers.synthetic_run import SyntheticRun, synthetic_config, write_synthetic_run, write_training
 
 

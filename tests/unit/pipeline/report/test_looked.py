@@ -61,6 +61,17 @@ def test_images_are_of_the_test_split_and_all_classes(made: SyntheticRun, looked
     assert again == looked
 
 
+def test_a_mixture_is_looked_at_by_its_shares(made: SyntheticRun, tmp_path: Path) -> None:
+    copy = copy_of(made, tmp_path)
+    job = json.loads(copy.run.job(copy.digests["pretrain"]).job.read_text())
+    view = job["work"]["validate_on"]
+    job["work"]["validate_on"] = {"parts": [view, view], "weights": [3, 1]}
+    copy.run.job(copy.digests["pretrain"]).job.write_text(json.dumps(job))
+    found = look(copy.run, copy.digests["pretrain"])
+    assert found is not None
+    assert (found.images, found.split, found.missing) == (96 + 32, "test", "")
+
+
 def test_looking_is_no_opening_of_a_test_split(made: SyntheticRun, looked: Looked, tmp_path: Path) -> None:
     copy = copy_of(made, tmp_path)
     before = copy.run.openings.read_bytes()

@@ -18,6 +18,7 @@ from pipeline.config import HealthSettings, OptimizerSettings
 from pipeline.errors import Busy, ConfigError, EnvironmentUnfit, StopRequested, TrainingError
 from pipeline.events import read_events
 from pipeline.rundir import JobDir
+from pipeline.train.goodput import CAUSES
 from pipeline.train.samplelog import read_sample_log
 from pipeline.train.worker import read_job, run
 
@@ -39,7 +40,8 @@ def test_a_training_leaves_what_the_run_directory_promises(run_dir: Path, add_jo
     assert json.loads(job.result.read_text()) == result
     assert set(result["metrics"]) == {
         *("train/loss", "train/grad_norm", "train/lr", "train/images_per_s", "val/top1", "val/loss"),
-        *("cost/images_seen", "cost/exaflops", "cost/seconds"),
+        *("cost/images_seen", "cost/exaflops", "cost/seconds", "cost/device_hours", "cost/goodput"),
+        *(f"cost/lost_{cause}_s" for cause in CAUSES),
     }
     assert result["metrics"]["cost/images_seen"] == 144
     assert result["outputs"]["weights"] == "jobs/aaaa/weights.safetensors"
@@ -166,7 +168,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_by_name(
         # Steps have three micro-batches; the second of step 2 breaks.
         return loss_sum(*args, **options) * (math.nan if next(calls) == 4 else 1.0)
 
-    monkeypatch.setattr("pipeline.train.loop.loss_sum", broken)
+    monkeypatch.setattr("pipeline.train.objective.loss_sum", broken)
     with pytest.raises(TrainingError) as caught:
         run(run_dir, "aaaa", device="cpu")
     order = add_job("order")
@@ -228,7 +230,7 @@ def test_evaluation_counts_each_image_once_and_records_the_opening(
     job = add_evaluation("eval", "jobs/first/weights.safetensors")
     result = run(run_dir, "eval", device="cpu")
     table = pq.read_table(job.predictions)
-    assert table.column_names == ["id", "key", "label", "prediction", "correct", "nll"]
+    assert table.column_names == ["id", "key", "label", "prediction", "correct", "nll", "confidence"]
     assert [str(field.type) for field in table.schema] == [
         "int64",
         "string",
@@ -236,11 +238,14 @@ def test_evaluation_counts_each_image_once_and_records_the_opening(
         "int32",
         "bool",
         "float",
+        "float",
     ]
     assert table["id"].to_pylist() == list(range(18))
     right = sum(table["correct"].to_pylist())
     assert result["metrics"]["eval/top1"] == right / 18
     assert result["metrics"]["eval/n"] == 18
+    assert 0 <= result["metrics"]["eval/ece"] <= 1
+    assert all(1 / 6 <= value <= 1 for value in table["confidence"].to_pylist())
     # The same split scored at the end of training gives the same.
     assert result["metrics"]["eval/top1"] == trained["metrics"]["val/top1"]
     assert result["metrics"]["eval/nll"] == pytest.approx(trained["metrics"]["val/loss"], rel=1e-5)
@@ -304,7 +309,7 @@ def test_a_loss_that_is_not_finite_can_be_left_out(
     def broken(*args: Any, **options: Any) -> torch.Tensor:
         return loss_sum(*args, **options) * (math.nan if next(calls) == 4 else 1.0)
 
-    monkeypatch.setattr("pipeline.train.loop.loss_sum", broken)
+    monkeypatch.setattr("pipeline.train.objective.loss_sum", broken)
     run(run_dir, "aaaa", device="cpu")
     progress = [e for e in read_events(job.events)[0] if e["event"] == "progress"]
     assert [e["loss"] is None for e in progress] == [e["step"] == 5 for e in progress]

@@ -47,6 +47,32 @@ def test_a_conflict_is_refused_by_name(theirs: dict[str, object], place: str) ->
         configure(EngineSettings(deepspeed=theirs), SHAPE, 1.0)
 
 
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
+def test_offloading_to_nvme_is_refused_by_name(key: str) -> None:
+    settings = EngineSettings(stage=3, deepspeed={"zero_optimization": {key: {"device": "nvme"}}})
+    with pytest.raises(ConfigError, match=rf"zero_optimization\.{key}\.device to 'nvme'.*async_io"):
+        configure(settings, SHAPE, 1.0)
+    settings = EngineSettings(stage=3, deepspeed={"zero_optimization": {key: {"device": "cpu"}}})
+    assert configure(settings, SHAPE, 1.0)["zero_optimization"][key] == {"device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("version", "fault"),
+    [
+        ("0.17.0", "#7645"),
+        ("0.18.5", "#7837"),
+        ("0.18.9", "#7985"),
+        ("0.19.2", "#8035"),
+        ("0.19.7", None),
+        ("0.20.0", None),
+    ],
+)
+def test_a_known_fault_is_named(version: str, fault: str | None) -> None:
+    with pytest.raises(EnvironmentUnfit) as caught:
+        check_version(version)
+    assert (f"(DeepSpeed {fault})" in caught.value.found) if fault else ("#" not in caught.value.found)
+
+
 def test_versions_outside_of_the_tested_range_are_refused() -> None:
     check_version("0.19.8")
     check_version("0.19.9+abc")

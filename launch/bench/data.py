@@ -1,0 +1,138 @@
+"""Times our reader of training images against those of others, side by side in one process.
+
+    python -m launch.bench.data --photos DIRECTORY --sets large small --csv loaders.csv
+
+Every round lets each contender make four batches of 64 in rotating order, on one thread, and takes the
+processor time of the whole process: other work on the machine changes it little, and what decoding threads do
+is in it. Ratios are taken within a round; their median is printed, above 1 where we are faster. `kernel` is
+decoding and cropping alone, without reading; `ours-packed` reads the same photos from shards written with a
+shorter side of 256 px.
+webdataset, timm, mosaicml-streaming and litdata take part where they are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from launch.bench.data_peers import BATCH, SLICE, Batches, contenders, missing, ours
+from launch.bench.data_sets import SETS, ImageSet, make_set
+
+
+def measure(found: ImageSet, packed: ImageSet | None, rounds: int) -> dict[str, list[float]]:
+    """Processor seconds of each contender's slice, one entry a round."""
+    makers = contenders()
+    batches = {name: make(found) for name, make in makers.items()}
+    if packed is not None:
+        batches["ours-packed"] = ours(packed)
+    for one in batches.values():
+        _slice(one)  # opens files, fills shuffle buffers
+    taken: dict[str, list[float]] = {name: [] for name in batches}
+    order = list(batches)
+    for _ in range(rounds):
+        for name in order:
+            began = time.process_time()
+            _slice(batches[name])
+            taken[name].append(time.process_time() - began)
+        order = order[1:] + order[:1]
+    return taken
+
+
+def measure_threads(found: ImageSet, rounds: int) -> list[float]:
+    """Wall seconds with one decoding thread over those with two, round by round."""
+    batches = {threads: ours(found, threads) for threads in (1, 2)}
+    ratios = []
+    for _ in range(rounds + 1):
+        wall = {}
+        for threads, one in batches.items():
+            began = time.perf_counter()
+            _slice(one)
+            wall[threads] = time.perf_counter() - began
+        ratios.append(wall[1] / wall[2])
+    return ratios[1:]
+
+
+def _slice(batches: Batches) -> None:
+    made = sum(next(batches) for _ in range(SLICE))
+    assert made == SLICE * BATCH, f"{made} images in {SLICE} batches"
+
+
+def table(name: str, taken: Mapping[str, Sequence[float]]) -> list[dict[str, str]]:
+    """One row a contender: images for a second of one core, and how much faster ours is."""
+    rows = []
+    for contender, seconds in taken.items():
+        row = {
+            "set": name,
+            "contender": contender,
+            "images/core-s": f"{SLICE * BATCH / statistics.median(seconds):.0f}",
+        }
+        for mine in ("ours", "ours-packed"):
+            pairs = zip(seconds, taken.get(mine, ()), strict=False)
+            ratios = [theirs / own for theirs, own in pairs]
+            row[f"{mine}/it"] = f"{statistics.median(ratios):.2f}" if ratios else ""
+        rows.append(row)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures as the command line says and prints a table; writes it as CSV if asked."""
+    parser = argparse.ArgumentParser(prog="python -m launch.bench.data", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--photos", type=Path, required=True, help="JPEG photos, in directories named by class"
+    )
+    sets = [name for name in SETS if name != "packed"]
+    parser.add_argument("--sets", nargs="+", choices=sets, default=["large"])
+    parser.add_argument("--samples", type=int, default=1024, help="images in a set")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--work", type=Path, help="keeps the sets; default: a temporary directory")
+    parser.add_argument("--csv", type=Path)
+    given = parser.parse_args(arguments)
+    if not any(given.photos.rglob("*.jpg")):
+        parser.error(f"no .jpg below {given.photos}; expected one directory a class with JPEG photos")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers' own
+        rows = _run(given, given.work or Path(temporary))
+    if given.csv:
+        with given.csv.open("w", newline="") as handle:
+            writer = csv.DictWriter(handle, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _run(given: argparse.Namespace, work: Path) -> list[dict[str, str]]:
+    make = partial(make_set, photos=given.photos, root=work, samples=given.samples)
+    rows = []
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    if missing():
+        print(f"not installed, left out: {', '.join(missing())}")
+    for name in given.sets:
+        found = make(name)
+        rows += table(name, measure(found, make("packed") if name == "large" else None, given.rounds))
+    _print(rows)
+    for name in given.sets:
+        ratios = measure_threads(make(name), given.rounds)
+        print(f"{name}: two threads make {statistics.median(ratios):.2f} times the images of one (wall time)")
+    return rows
+
+
+def _print(rows: Sequence[Mapping[str, str]]) -> None:
+    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+    for row in [dict(zip(widths, widths, strict=True)), *rows]:
+        print("  ".join(row[key].rjust(width) for key, width in widths.items()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,176 @@
+"""The contenders of `vitline bench data`: each gives batches of training images, in this process, for ever.
+
+All do the same work with a batch of 64: read, decode, a random crop of 5 to 100 % of the area, bilinear to
+the training size, mirror, uint8 batch. Ours by the reader of this project; the others by their own reader and
+torchvision's transforms on Pillow images, as their users run them (open_clip, timm's `wds/` datasets).
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from launch.bench.data_sets import ImageSet
+from pipeline.config import AugmentSettings, OrderSettings
+from pipeline.data.augment import TrainPixels, draw
+from pipeline.data.decode import decode_scaled
+from pipeline.data.loader import TrainLoader
+
+BATCH = 64
+SLICE = 4  # batches of a contender in a round
+AREA = (0.05, 1.0)
+_SHUFFLE = 1000  # samples in the shuffle buffer of readers that have one; open_clip's default is 5000
+_SETTINGS = AugmentSettings(area=AREA)
+
+Batches = Iterator[int]
+"""Each step makes one batch, and gives its number of images."""
+
+
+def contenders() -> dict[str, Callable[[ImageSet], Batches]]:
+    """Name → maker of batches, of those that are installed here; `ours` and `kernel` always are."""
+    peers: dict[str, tuple[str, Callable[[ImageSet], Batches]]] = {
+        "webdataset": ("webdataset", _webdataset),
+        "timm": ("timm", _timm),
+        "mosaic": ("streaming", _mosaic),
+        "litdata": ("litdata", _litdata),
+    }
+    installed = {name: make for name, (package, make) in peers.items() if find_spec(package)}
+    return {"ours": ours, "kernel": _kernel, **installed}
+
+
+def missing() -> list[str]:
+    """Packages of peers that are not installed."""
+    packages = {"webdataset": "webdataset", "timm": "timm", "streaming": "mosaicml-streaming"}
+    packages["litdata"] = "litdata"
+    return [name for package, name in packages.items() if not find_spec(package)]
+
+
+def ours(found: ImageSet, threads: int = 1) -> Batches:
+    """Our reader. A loader makes four batches, and its threads have ended when they are given, so that none
+    works in another's time."""
+    view, first = found.view(), 0
+    while True:
+        with TrainLoader(
+            view,
+            batch=BATCH,
+            image_size=found.image_size,
+            augment=_SETTINGS,
+            order=OrderSettings(),
+            seed=0,
+            threads=threads,
+            bad_samples=0,
+            rank=0,
+            world=1,
+            first_step=first,
+            steps=first + SLICE,
+        ) as loader:
+            batches = [len(batch.ids) for batch in loader]
+        yield from batches
+        first += SLICE
+
+
+def _kernel(found: ImageSet) -> Batches:
+    """Decoding and cropping alone, of bytes in memory into the rows of one batch."""
+    view = found.view()
+    data = [view.read(sample) for sample in range(min(view.samples, 512))]
+    pixels = np.empty((BATCH, found.image_size, found.image_size, 3), dtype=np.uint8)
+    start = 0
+    while True:
+        ids = (start + np.arange(BATCH)) % len(data)
+        rows = TrainPixels(_SETTINGS, found.image_size, draw(_SETTINGS, 0, np.full(BATCH, start), ids))
+        for row, sample in enumerate(ids.tolist()):
+            image = decode_scaled(data[sample], partial(rows.denominator, row))
+            assert not isinstance(image, str), image
+            pixels[row] = rows.pixels(image, row)
+        start += BATCH
+        yield BATCH
+
+
+def _transform(size: int) -> Callable[[Any], torch.Tensor]:
+    """What their users write: uint8 tensors of a random crop, mirrored half of the time."""
+    crop = v2.RandomResizedCrop(size, scale=AREA, antialias=True)
+    steps = [crop, v2.RandomHorizontalFlip(), v2.PILToTensor()]
+    transform: Callable[[Any], torch.Tensor] = v2.Compose(steps)
+    return transform
+
+
+def _decoded(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def _count(loader: Any) -> Batches:
+    while True:
+        yield from (len(batch[0]) for batch in loader)
+
+
+def _webdataset(found: ImageSet) -> Batches:
+    """As open_clip builds it: shards and samples shuffled, Pillow, torchvision, batched in the pipeline."""
+    import webdataset
+
+    steps = [
+        webdataset.ResampledShards(found.tars),
+        webdataset.tarfile_to_samples(),
+        webdataset.shuffle(_SHUFFLE, initial=_SHUFFLE // 5),
+        webdataset.decode("pilrgb"),
+        webdataset.rename(image="jpg;jpeg", label="cls"),
+        webdataset.map_dict(image=_transform(found.image_size)),
+        webdataset.to_tuple("image", "label"),
+        webdataset.batched(BATCH, partial=False),
+    ]
+    return _count(webdataset.WebLoader(webdataset.DataPipeline(*steps), batch_size=None, num_workers=0))
+
+
+def _timm(found: ImageSet) -> Batches:
+    """timm's `wds/` reader under its own IterableImageDataset."""
+    timm_dataset = import_module("timm.data").IterableImageDataset
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = timm_dataset(
+            str(found.root / "ours"),
+            reader="wds/",
+            split=f"train/{{{Path(found.tars[0]).stem}..{Path(found.tars[-1]).stem}}}.tar",
+            is_training=True,
+            batch_size=BATCH,
+            num_samples=found.view().samples,
+            input_key="jpg",
+            transform=_transform(found.image_size),
+        )
+    return _count(DataLoader(dataset, batch_size=BATCH, num_workers=0))
+
+
+def _mosaic(found: ImageSet) -> Batches:
+    streaming_dataset = import_module("streaming").StreamingDataset
+    transform = _transform(found.image_size)
+
+    class Photos(streaming_dataset):  # type: ignore[misc, valid-type]
+        def __getitem__(self, at: Any) -> Any:
+            sample = super().__getitem__(at)
+            return transform(_decoded(sample["image"])), sample["label"]
+
+    dataset = Photos(local=str(found.root / "mosaic"), shuffle=True, batch_size=BATCH)
+    return _count(DataLoader(dataset, batch_size=BATCH, num_workers=0, drop_last=True))
+
+
+def _litdata(found: ImageSet) -> Batches:
+    litdata = import_module("litdata")
+    transform = _transform(found.image_size)
+
+    class Photos(litdata.StreamingDataset):  # type: ignore[misc, name-defined]
+        def __getitem__(self, at: Any) -> Any:
+            sample = super().__getitem__(at)
+            return transform(_decoded(sample["image"])), sample["label"]
+
+    dataset = Photos(str(found.root / "litdata"), shuffle=True)
+    return _count(litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=0, drop_last=True))

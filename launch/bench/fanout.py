@@ -1,0 +1,146 @@
+"""What the orchestration itself costs: jobs that do nothing, through the real driver and Ray.
+
+    python -m launch.bench.fanout --jobs 1000 --mixed 48 --finished 10000
+
+- `overhead`: jobs that only write their result; seconds for all, and the driver's memory;
+- `packing`: jobs of very different length, started longest first and, to compare, in the order of the plan;
+  the makespan against the least that any order could reach;
+- `skipping`: a run with so many finished jobs, planned anew: seconds until it is known that nothing is due.
+
+Everything but the work is real: graph, files, lease, queue, Ray tasks, events. Nothing is sent to MLflow.
+Every part has a process of its own, because Ray reads its environment once.
+"""
+
+import argparse
+import csv
+import json
+import multiprocessing
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from launch.bench.noop import bench_config, description, drive, jobs_of
+from pipeline.driver import plan_run
+from pipeline.graph import Selection, select
+from pipeline.rundir import RunDir
+from pipeline.stages.catalog import STAGES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the result.
+
+    `ideal_s`: no order of the same jobs on as many slots could be faster. `resident_mib` is the driver's
+    largest so far; `own_mib` what it holds now without the pages of libraries, which are files.
+    """
+
+    what: str
+    jobs: int
+    slots: float
+    seconds: float
+    ideal_s: float
+    ratio: float
+    resident_mib: float
+    own_mib: float
+
+
+def overhead(count: int, cpus: float) -> Row:
+    with tempfile.TemporaryDirectory(prefix="vitline-bench-") as place:
+        seconds, slots = drive(jobs_of([0.0] * count, cpus), Path(place))
+    return _row("overhead", count, slots / cpus, seconds, 0.0)
+
+
+def packing(count: int, cpus: float, seed: int, known: bool) -> Row:
+    """Durations over two orders of magnitude, as a grid over small and large datasets has them."""
+    draw = random.Random(seed)
+    durations = [0.2 * 10 ** (2 * draw.random()) for _ in range(count)]
+    with tempfile.TemporaryDirectory(prefix="vitline-bench-") as place:
+        seconds, slots = drive(jobs_of(durations, cpus, known=known), Path(place))
+    ideal = max(max(durations), sum(durations) / (slots // cpus))
+    return _row(f"packing, {'longest' if known else 'plan'} first", count, slots // cpus, seconds, ideal)
+
+
+def skipping(count: int) -> Row:
+    """Plans a run of about `count` finished jobs, from its settings; the files are written here, as the
+    jobs would have."""
+    with tempfile.TemporaryDirectory(prefix="vitline-bench-") as place:
+        config = bench_config(Path(place), max(1, round(count / 97)))
+        run = RunDir(Path(place) / config.name)
+        for item in plan_run(config, run):
+            job = run.job(item.digest)
+            job.path.mkdir(parents=True)
+            # Without flushing each to the disk: this is not what is measured.
+            job.job.write_text(json.dumps(description(item)))
+            job.result.write_text(json.dumps({"digest": item.digest}))
+        began = time.perf_counter()
+        planned = select(plan_run(config, run), Selection(), STAGES)
+        seconds = time.perf_counter() - began
+    if any(item.state != "done" for item in planned):
+        raise RuntimeError("a finished job was not skipped")
+    return _row("skipping", len(planned), 0, seconds, 0.0)
+
+
+def _row(what: str, count: int, slots: float, seconds: float, ideal: float) -> Row:
+    memory = psutil.Process().memory_info()
+    # ru_maxrss is in KiB on Linux.
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Row(
+        what=what,
+        jobs=count,
+        slots=slots,
+        seconds=round(seconds, 3),
+        ideal_s=round(ideal, 3),
+        ratio=round(seconds / ideal, 3) if ideal else 0.0,
+        resident_mib=round(largest, 1),
+        own_mib=round((memory.rss - memory.shared) / 2**20, 1),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="vitline bench fanout", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--jobs", type=int, default=1000, help="that do nothing; 0: leave out")
+    parser.add_argument("--mixed", type=int, default=48, help="of 0.2 to 20 s; 0: leave out")
+    parser.add_argument("--finished", type=int, default=10_000, help="to be skipped; 0: leave out")
+    parser.add_argument("--cpus-per-job", type=float, default=1.0, help="of those that do nothing")
+    parser.add_argument("--seed", type=int, default=0, help="of the mixed lengths")
+    parser.add_argument("--csv", type=Path, help="append the rows to this file")
+    given = parser.parse_args(arguments)
+    rows = []
+    if given.finished:
+        rows.append(_alone(skipping, given.finished))
+    if given.jobs:
+        rows.append(_alone(overhead, given.jobs, given.cpus_per_job))
+    if given.mixed:
+        # Jobs that sleep need no processor of their own: eight slots on two.
+        rows += [_alone(packing, given.mixed, 0.25, given.seed, known) for known in (True, False)]
+    for row in rows:
+        print("  ".join(f"{name} {value}" for name, value in asdict(row).items()))
+    if given.csv is not None:
+        _append(given.csv, rows)
+
+
+def _alone(measure: Callable[..., Row], *arguments: Any) -> Row:
+    """In a new process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
+        return processes.submit(measure, *arguments).result()
+
+
+def _append(path: Path, rows: Sequence[Row]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        if new:
+            writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+if __name__ == "__main__":
+    main()

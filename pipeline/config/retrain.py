@@ -1,0 +1,135 @@
+"""A run that repeats by itself: when new data makes it due, when its result may replace the champion.
+
+    RetrainSettings
+    ├── data     what counts as new, and how much of it makes a run due
+    ├── gate     what a challenger must show against the champion
+    └── notify   who is told what
+
+Nothing here changes what a run computes, so nothing here is part of a job's digest.
+"""
+
+from __future__ import annotations
+
+import re
+import zoneinfo
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from pipeline.config.base import Settings
+
+Occasion = Literal["started", "failed", "rejected", "inconclusive", "waiting", "promoted", "rolled_back"]
+
+_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
+_ITEM = re.compile(r"^(\*|\d+(?:-\d+)?)(?:/(\d+))?$")
+
+
+def _check_schedule(value: str) -> str:
+    fields = value.split()
+    if len(fields) != len(_RANGES):
+        raise ValueError(f"{len(fields)} fields; expected five: minute hour day month weekday, '0 2 * * 1'")
+    for text, (low, high) in zip(fields, _RANGES, strict=True):
+        for item in text.split(","):
+            match = _ITEM.match(item)
+            numbers = [int(number) for number in re.findall(r"\d+", match.group(1))] if match else []
+            if match is None or any(not low <= number <= high for number in numbers):
+                raise ValueError(f"{item!r} in {value!r}; expected *, N, N-M or */N with {low} to {high}")
+            if numbers != sorted(numbers) or match.group(2) == "0":
+                raise ValueError(f"{item!r} in {value!r} is an empty range")
+    return value
+
+
+def _check_zone(value: str) -> str:
+    if value not in zoneinfo.available_timezones():
+        raise ValueError(f"{value!r} is no name of the time zone database, as Europe/Berlin")
+    return value
+
+
+def _check_local(value: str) -> str:
+    if "://" in value:
+        raise ValueError(f"{value!r} is a URL; expected a directory that this machine sees")
+    return value
+
+
+class NewDataSettings(Settings):
+    """Which data is watched, and when it makes a run due."""
+
+    watch: Annotated[str, AfterValidator(_check_local)] = Field(
+        description="directory in which shards (*.tar) of pretrain.dataset appear"
+    )
+    min_new_samples: int = Field(1, ge=1, description="in shards that no finished round has seen")
+    settle_s: float = Field(
+        600, ge=0, description="shards that changed in these last seconds do not count yet"
+    )
+    max_age_days: float | None = Field(
+        None, gt=0, description="a run is due without new data when the last one is older; None: never"
+    )
+    on_removed: Literal["ignore", "retrain", "fail"] = Field(
+        "ignore", description="a shard of the last round is gone or has other bytes: nothing, due, data fault"
+    )
+
+
+class GateSettings(Settings):
+    """What a challenger must show, on the same locked test images as the champion."""
+
+    rule: Literal["noninferior", "superior"] = Field(
+        "noninferior",
+        description="noninferior: on no dataset worse by margin_pp or more; superior: better on one besides",
+    )
+    margin_pp: float = Field(1.0, gt=0, le=100, description="percentage points of top-1")
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="one-sided, of the bound and of the tests")
+    floors: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        {}, description="dataset → least top-1; the only rule while there is no champion"
+    )
+    approve: Literal["auto", "manual"] = Field(
+        "auto", description="manual: a pass waits as alias challenger for `vitline promote`"
+    )
+
+
+class NotifySettings(Settings):
+    """One receiver: a webhook or a command. A receiver that fails never changes what was decided."""
+
+    url_env: str | None = Field(
+        None, pattern=r"^[A-Z_][A-Z0-9_]*$", description="variable with the URL: https, or loopback"
+    )
+    key_env: str | None = Field(
+        None, pattern=r"^[A-Z_][A-Z0-9_]*$", description="variable with the key of the HMAC signature"
+    )
+    format: Literal["json", "slack"] = "json"
+    command: tuple[str, ...] = Field((), description="program and arguments; gets the JSON on stdin")
+    on: tuple[Occasion, ...] = Field(
+        ("failed", "rejected", "inconclusive", "waiting", "promoted", "rolled_back"), min_length=1
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> NotifySettings:
+        if (self.url_env is None) == (not self.command):
+            raise ValueError("exactly one of url_env and command")
+        if self.command and (self.key_env is not None or self.format != "json"):
+            raise ValueError("key_env and format have no effect on a command")
+        return self
+
+
+class RetrainSettings(Settings):
+    """What `vitline retrain` does at a tick."""
+
+    schedule: Annotated[str, AfterValidator(_check_schedule)] = Field(
+        "0 2 * * *", description="of ticks, five fields as in cron; `vitline schedule render` writes it out"
+    )
+    timezone: Annotated[str, AfterValidator(_check_zone)] = Field("UTC", description="of the schedule")
+    start: Literal["champion", "scratch"] = Field(
+        "scratch", description="weights from which the pre-training begins; without a champion: scratch"
+    )
+    data: NewDataSettings
+    overlap: Literal["skip", "queue", "replace"] = Field(
+        "skip",
+        description="data that makes a run due while one goes on: skip: the next tick after it judges anew;"
+        " queue: it runs next whatever the minimum says; replace: the present run is stopped for it",
+    )
+    attempts: int = Field(3, ge=1, description="starts of one run before it counts as failed")
+    poll_s: float = Field(30, gt=0, description="between looks with --wait")
+    model: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][\w.-]*$", description="registered model; None: the run's name"
+    )
+    gate: GateSettings = GateSettings()
+    notify: tuple[NotifySettings, ...] = ()

@@ -1,0 +1,213 @@
+"""The checkpoints of one job at a URL that fsspec knows: s3, gs, abfs, a mounted path, and others.
+
+    URL/DIGEST/step-000001000-1a2b3c4d/
+      rank-00000-of-00016.safetensors …    as they are in the job's directory (checkpoint.py)
+      COMPLETE                             the same bytes, put last
+
+A directory's name ends with the hash of its marker. So a copy is named by its content: two attempts that
+saved the same step write to two directories, and none can damage what another has completed. A directory
+without a readable marker does not exist for us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from pipeline.errors import ConfigError, EnvironmentUnfit
+from pipeline.train.checkpoint import FORMAT, MARKER, outlived
+from pipeline.train.tensorfile import Written, hash_file
+
+log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_TRIES = 5
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 10.0
+_READ_ONLY = ("http", "https")
+# They have no directories to make; s3fs would make a mistyped bucket.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oci", "memory"}
+_EXTRAS = {"s3": "s3", "gs": "gcs"}
+_OWN_FAULTS = (TypeError, AttributeError, NameError, AssertionError)
+
+
+@dataclass(frozen=True)
+class RemoteCheckpoint:
+    """A complete one. `record` is its marker's content, `marker` the bytes of it."""
+
+    name: str
+    marker: bytes
+    record: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.record["step"])
+
+    @property
+    def local_name(self) -> str:
+        return self.name.rpartition("-")[0]
+
+
+def remote_name(local_name: str, marker: bytes) -> str:
+    return f"{local_name}-{hashlib.sha256(marker).hexdigest()[:8]}"
+
+
+class RemoteCheckpoints:
+    """Reads and writes them; every call tries again for a while, and then raises EnvironmentUnfit."""
+
+    def __init__(self, url: str, digest: str) -> None:
+        """Raises ConfigError for a URL that nothing can write to, EnvironmentUnfit for a missing package."""
+        scheme = url.partition("://")[0] if "://" in url else "file"
+        if scheme in _READ_ONLY:
+            raise ConfigError(
+                f"checkpoint.remote {url!r}", "a URL that can be written to", "use s3://, gs:// or a path"
+            )
+        try:
+            self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        except ImportError as error:
+            extra = _EXTRAS.get(scheme)
+            raise EnvironmentUnfit(
+                f"checkpoint.remote {url!r} needs a package that is not installed ({error})",
+                "a package that reads and writes such URLs",
+                f"pip install 'vitline[{extra}]' from the checkout" if extra else "install the named package",
+            ) from error
+        except ValueError as error:
+            raise ConfigError(
+                f"checkpoint.remote {url!r} ({error})", "a URL that fsspec knows", "correct it"
+            ) from error
+        self.url = url
+        self._root = f"{root.rstrip('/')}/{digest}"
+        self._flat = scheme in _OBJECT_STORES
+
+    def check(self) -> None:
+        """Prove that it can be written to, before a training relies on it."""
+        probe = f"{self._root}/probe"
+        self._again("writing to it", lambda: self._put(probe, b"vitline"))
+        self._again("removing from it", lambda: self._files.rm(probe))
+
+    def complete(self) -> list[RemoteCheckpoint]:
+        """Newest first."""
+        found = []
+        for name in self._names():
+            path = f"{self._root}/{name}/{MARKER}"
+            marker = self._again(f"reading {path}", partial(self._get, path))
+            record = _record(marker)
+            if record is not None and marker is not None:
+                found.append(RemoteCheckpoint(name, marker, record))
+        return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.name), reverse=True)
+
+    def upload(self, name: str, path: Path) -> None:
+        """Put one file of a checkpoint there."""
+        there = f"{self._root}/{name}/{path.name}"
+
+        def put() -> None:
+            self._make_room(f"{self._root}/{name}")
+            self._files.put_file(str(path), there)
+
+        self._again(f"copying {path.name}", put)
+
+    def size(self, name: str, file: str) -> int | None:
+        """Bytes of one file; None: it is not there."""
+
+        def look() -> int | None:
+            try:
+                return int(self._files.info(f"{self._root}/{name}/{file}")["size"])
+            except FileNotFoundError:
+                return None
+
+        return self._again(f"looking for {file}", look)
+
+    def mark(self, name: str, marker: bytes) -> None:
+        """Complete a checkpoint: all its files are there."""
+        self._again("completing a checkpoint", lambda: self._put(f"{self._root}/{name}/{MARKER}", marker))
+
+    def download(self, name: str, file: str, to: Path) -> Written:
+        """Fetch one file; its size and hash as it arrived."""
+        there = f"{self._root}/{name}/{file}"
+        self._again(f"fetching {there}", lambda: self._files.get_file(there, str(to)))
+        return hash_file(to)
+
+    def retain(self, keep: int, keep_every: int | None) -> None:
+        """Remove what has outlived its use, marker first."""
+        found = self.complete()
+        for step in outlived({checkpoint.step for checkpoint in found}, keep, keep_every):
+            for checkpoint in found:
+                if checkpoint.step == step:
+                    self._remove(checkpoint.name)
+
+    def sweep(self) -> None:
+        """Remove what no attempt completed; before an attempt's first copy."""
+        complete = {checkpoint.name for checkpoint in self.complete()}
+        for name in self._names():
+            if name not in complete:
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._files.rm_file(f"{self._root}/{name}/{MARKER}")
+            with contextlib.suppress(FileNotFoundError):
+                self._files.rm(f"{self._root}/{name}", recursive=True)
+
+        self._again("removing a checkpoint", remove)
+
+    def _names(self) -> list[str]:
+        def listed() -> list[str]:
+            try:
+                return [str(path) for path in self._files.ls(self._root, detail=False)]
+            except FileNotFoundError:
+                return []
+
+        names = [path.rstrip("/").rpartition("/")[2] for path in self._again("listing it", listed)]
+        return [name for name in names if name.startswith("step-")]
+
+    def _get(self, path: str) -> bytes | None:
+        try:
+            data: bytes = self._files.cat_file(path)
+        except FileNotFoundError:
+            return None
+        return data
+
+    def _put(self, path: str, data: bytes) -> None:
+        self._make_room(path.rpartition("/")[0])
+        self._files.pipe_file(path, data)
+
+    def _make_room(self, directory: str) -> None:
+        if not self._flat:
+            self._files.makedirs(directory, exist_ok=True)
+
+    def _again(self, what: str, action: Callable[[], _T]) -> _T:
+        for attempt in range(_TRIES):
+            if attempt:
+                longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 4**attempt)
+                time.sleep(longest * random.uniform(0.5, 1.0))
+            try:
+                return action()
+            except _OWN_FAULTS:
+                raise
+            except Exception as error:
+                last = f"{type(error).__name__}: {error}"
+                log.info("%s of %s failed: %s", what, self.url, last)
+        raise EnvironmentUnfit(
+            f"{what} of checkpoint.remote {self.url} failed in {_TRIES} tries (last: {last[:200]})",
+            "a store that answers and may be written to",
+            "check the URL, the rights and the network, then run again",
+        )
+
+
+def _record(marker: bytes | None) -> dict[str, Any] | None:
+    """The content of a marker; None for one that is not there, torn, or of another format."""
+    try:
+        record = json.loads(marker or b"null")
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and record.get("format") == FORMAT else None

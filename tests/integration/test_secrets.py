@@ -1,0 +1,54 @@
+"""A planted secret is searched for in everything that a run has written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.canary import CANARY
+
+SMALL = Path(__file__).parent / "small.yaml"
+
+pytestmark = pytest.mark.ray
+
+
+def files_with(text: str, *roots: Path) -> list[str]:
+    """Files below `roots` that hold `text`; databases and logs too, as bytes."""
+    needle = text.encode()
+    every = [file for root in roots for file in root.rglob("*") if file.is_file()]
+    return [str(file) for file in every if needle in file.read_bytes()]
+
+
+def test_secrets_of_the_environment_are_written_nowhere(finished_run: Path, home: Path) -> None:
+    """Run directory, its logs and reports, MLflow's store and artifacts, what was printed, the home."""
+    root = finished_run.parent
+    written = {path.name for path in root.rglob("*")}
+    assert {"mlflow.db", "report.html", "config.resolved.yaml", "rank-00000.log", "events.jsonl"} <= written
+    assert files_with(CANARY, root, home) == []
+    # The search itself would find it.
+    (root / "planted").write_text(CANARY)
+    assert files_with(CANARY, root) == [str(root / "planted")]
+    (root / "planted").unlink()
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("tracking.uri=https://host/?token={}", "tracking.uri"),
+        (
+            "datasets.web={{source: webdataset, train: 'https://me:{}@host/a.tar', test: b.tar}}",
+            "datasets.web.train",
+        ),
+    ],
+)
+def test_a_key_in_a_url_is_refused_and_neither_shown_nor_written(
+    vitline: Callable[..., Any], tmp_path: Path, override: str, key: str
+) -> None:
+    command = vitline("run", str(SMALL), f"root={tmp_path}", override.format(CANARY))
+    assert command.wait() == 2
+    assert f"credentials in the URL of {key}" in command.text
+    assert CANARY not in command.text
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,69 @@
+"""Where a training's time went, from made-up events whose answer is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.train.goodput import CAUSES, goodput
+
+
+def progress(time: float, step: int, attempt: int, **more: float) -> dict[str, Any]:
+    return {"event": "progress", "time": time, "step": step, "attempt": attempt, "data_wait_s": 0.1, **more}
+
+
+# Begins at 90; a step takes 1 s, the first 4 s; a kill after step 30 of a training saved at 20.
+FIRST = [
+    {"event": "start", "time": 100.0, "step": 0, "attempt": 1, "startup_s": 10.0},
+    progress(113.0, 10, 1, first_step_s=4.0),
+    progress(125.0, 20, 1),
+    {"event": "checkpoint", "time": 126.0, "step": 20, "stall_s": 0.5, "attempt": 1},
+    {"event": "validate", "time": 128.0, "step": 20, "seconds": 2.0, "attempt": 1},
+    progress(137.5, 30, 1),
+]
+SECOND = [
+    {"event": "start", "time": 160.0, "step": 20, "attempt": 2, "startup_s": 15.0},
+    progress(170.0, 30, 2, first_step_s=1.0),
+    progress(180.0, 40, 2),
+    {"event": "done", "time": 181.0, "step": 40, "attempt": 2},
+]
+
+
+def test_an_undisturbed_stretch() -> None:
+    found = goodput(FIRST[:3])
+    assert found is not None
+    assert found.total_s == 35.0
+    # A usual step of this stretch: 1 s in the first ten, 1.2 s in the second; their median is 1.1.
+    wanted = dict.fromkeys(CAUSES, 0.0) | {"start": 10.0, "compile": 4 - 1.1 - 0.1, "data": 2.0}
+    assert found.lost_s == pytest.approx(wanted)
+    assert found.share == pytest.approx(1 - (12 + 2.8) / 35)
+
+
+def test_what_a_kill_costs() -> None:
+    found = goodput(FIRST + SECOND)
+    assert found is not None
+    assert found.total_s == 91.0
+    assert found.lost_s["down"] == pytest.approx(145 - 137.5)
+    assert found.lost_s["redone"] == pytest.approx(12.5 - 2.5)
+    assert found.lost_s["start"] == pytest.approx(25)
+    assert (found.lost_s["save"], found.lost_s["validate"]) == (0.5, 2.0)
+    assert found.lost_s["data"] == pytest.approx(4.0), "waits of redone steps count once, as redone"
+    assert 0 < found.share < 1
+    assert found.metrics()["cost/goodput"] == found.share
+
+
+def test_a_rewind_within_an_attempt_is_redone_work() -> None:
+    events = [
+        *FIRST[:3],
+        {"event": "rewind", "time": 125.0, "step": 10, "attempt": 1},
+        progress(135.0, 20, 1),
+    ]
+    found = goodput(events)
+    assert found is not None
+    assert found.lost_s["redone"] == pytest.approx(12.0)
+
+
+def test_nothing_before_the_first_start() -> None:
+    assert goodput([]) is None
+    assert goodput([{"event": "failed", "time": 1.0}]) is None
