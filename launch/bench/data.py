@@ -2,7 +2,7 @@
 
     python -m launch.bench.data --photos DIRECTORY --sets large small --csv loaders.csv
 
-Every round lets each contender make four batches of 64 in rotating order, on one thread, and takes the
+Every round lets each contender make twelve batches of 64 in rotating order, on one thread, and takes the
 processor time of the whole process: other work on the machine changes it little, and what decoding threads do
 is in it. Ratios are taken within a round; their median is printed, above 1 where we are faster. `kernel` is
 decoding and cropping alone, without reading; `ours-packed` reads the same photos from shards written with a

@@ -29,7 +29,7 @@ from pipeline.data.decode import decode_scaled
 from pipeline.data.loader import TrainLoader
 
 BATCH = 64
-SLICE = 4  # batches of a contender in a round
+SLICE = 12  # batches of a contender in a round: enough to hide the start of a loader
 AREA = (0.05, 1.0)
 _SHUFFLE = 1000  # samples in the shuffle buffer of readers that have one; open_clip's default is 5000
 _SETTINGS = AugmentSettings(area=AREA)
@@ -58,7 +58,7 @@ def missing() -> list[str]:
 
 
 def ours(found: ImageSet, threads: int = 1) -> Batches:
-    """Our reader. A loader makes four batches, and its threads have ended when they are given, so that none
+    """Our reader. A loader makes the batches of one round, and its threads have ended when they are given, so that none
     works in another's time."""
     view, first = found.view(), 0
     while True:

@@ -86,7 +86,8 @@ class Assembler:
         labels = np.zeros(len(ids), dtype=np.int64)
         labels[real] = self._view.labels_of(ids[real])
         pixels = torch.empty((len(ids), self._size, self._size, 3), dtype=torch.uint8, pin_memory=self._pin)
-        pixels[torch.from_numpy(ids == PADDING)] = STAND_IN
+        if len(real) < len(ids):  # an assignment to no row at all goes through the whole batch
+            pixels[torch.from_numpy(ids == PADDING)] = STAND_IN
         weights = torch.from_numpy((ids != PADDING).astype(np.float32))
         batch = Batch(
             step, pixels.permute(0, 3, 1, 2), torch.from_numpy(labels), weights, torch.from_numpy(ids.copy())
