@@ -21,6 +21,7 @@ from launch import launch_commands, plan_commands, retrain_commands
 from launch.compare_command import compare
 from launch.data_commands import data_app
 from launch.model_commands import model_app
+from launch.schedule_commands import schedule_app
 from pipeline.errors import UserError, VitlineError
 
 app = typer.Typer(
@@ -245,3 +246,4 @@ app.add_typer(bench_app, name="bench")
 plan_commands.register(app)
 launch_commands.register(app)
 retrain_commands.register(app)
+app.add_typer(schedule_app, name="schedule")

@@ -38,7 +38,8 @@ class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self.size = int(how["image_size"])
         self.settings = AugmentSettings(evaluate=how["evaluate"], larger=how["larger"])
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+    # No type hints here: MLflow would make a signature of them in place of the one that is given.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """One row for each image.
 
         Raises:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import tempfile
 import time
 import warnings
@@ -29,6 +30,9 @@ from pipeline.rundir import RunDir
 from pipeline.tracking_pass import Away, Refused
 from pipeline.tracking_state import Cursor
 from pipeline.tracking_uri import check_uri
+
+# Its bars for one small file would tear our lines.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 # isort: split
 # After pipeline.tracking, which sets what mlflow reads when it is imported.
@@ -226,9 +230,10 @@ def _save_model(weights: Path, directory: Path) -> None:
             ]
         ),
     )
-    with warnings.catch_warnings():
-        # It asks for type hints, from which it would guess the signature that is given.
-        warnings.simplefilter("ignore")
+    # It asks for type hints, to guess the signature that is given here, and sets filters of its own:
+    # recorded, its warnings are not printed.
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
         mlflow.pyfunc.save_model(
             str(directory),
             python_model=str(Path(__file__).with_name("tracking_model.py")),

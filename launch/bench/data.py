@@ -2,7 +2,7 @@
 
     python -m launch.bench.data --photos DIRECTORY --sets large small --csv loaders.csv
 
-Every round lets each contender make twelve batches of 64 in rotating order, on one thread, and takes the
+Every round lets each contender make twelve batches in rotating order, on one thread, and takes the
 processor time of the whole process: other work on the machine changes it little, and what decoding threads do
 is in it. Ratios are taken within a round; their median is printed, above 1 where we are faster. `kernel` is
 decoding and cropping alone, without reading; `ours-packed` reads the same photos from shards written with a
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from launch.bench.data_peers import BATCH, SLICE, Batches, contenders, missing, ours
+from launch.bench.data_peers import SLICE, Batches, contenders, missing, our_loader, ours
 from launch.bench.data_sets import SETS, ImageSet, make_set
 
 
@@ -63,19 +63,34 @@ def measure_threads(found: ImageSet, rounds: int) -> list[float]:
     return ratios[1:]
 
 
-def _slice(batches: Batches) -> None:
-    made = sum(next(batches) for _ in range(SLICE))
-    assert made == SLICE * BATCH, f"{made} images in {SLICE} batches"
+def measure_resume(found: ImageSet, rounds: int) -> list[float]:
+    """Wall seconds from opening the dataset to the first batch, at 90 % of an epoch over at its start."""
+    ratios = []
+    for _ in range(rounds + 1):
+        wall = []
+        for share in (0.0, 0.9):
+            began = time.perf_counter()
+            view = found.view()
+            with our_loader(found, view, int(share * view.samples / found.batch), 1) as loader:
+                next(loader)
+                wall.append(time.perf_counter() - began)
+        ratios.append(wall[1] / wall[0])
+    return ratios[1:]
 
 
-def table(name: str, taken: Mapping[str, Sequence[float]]) -> list[dict[str, str]]:
+def _slice(batches: Batches) -> int:
+    """Images made."""
+    return sum(next(batches) for _ in range(SLICE))
+
+
+def table(found: ImageSet, taken: Mapping[str, Sequence[float]]) -> list[dict[str, str]]:
     """One row a contender: images for a second of one core, and how much faster ours is."""
     rows = []
     for contender, seconds in taken.items():
         row = {
-            "set": name,
+            "set": found.name,
             "contender": contender,
-            "images/core-s": f"{SLICE * BATCH / statistics.median(seconds):.0f}",
+            "images/core-s": f"{SLICE * found.batch / statistics.median(seconds):.0f}",
         }
         for mine in ("ours", "ours-packed"):
             pairs = zip(seconds, taken.get(mine, ()), strict=False)
@@ -120,11 +135,13 @@ def _run(given: argparse.Namespace, work: Path) -> list[dict[str, str]]:
         print(f"not installed, left out: {', '.join(missing())}")
     for name in given.sets:
         found = make(name)
-        rows += table(name, measure(found, make("packed") if name == "large" else None, given.rounds))
+        rows += table(found, measure(found, make("packed") if name == "large" else None, given.rounds))
     _print(rows)
     for name in given.sets:
         ratios = measure_threads(make(name), given.rounds)
         print(f"{name}: two threads make {statistics.median(ratios):.2f} times the images of one (wall time)")
+        resumed = statistics.median(measure_resume(make(name), given.rounds))
+        print(f"{name}: the first batch at 90 % of an epoch takes {resumed:.2f} times that at its start")
     return rows
 
 

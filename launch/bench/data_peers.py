@@ -1,6 +1,6 @@
 """The contenders of `vitline bench data`: each gives batches of training images, in this process, for ever.
 
-All do the same work with a batch of 64: read, decode, a random crop of 5 to 100 % of the area, bilinear to
+All do the same work: read, decode, a random crop of 5 to 100 % of the area, bilinear to
 the training size, mirror, uint8 batch. Ours by the reader of this project; the others by their own reader and
 torchvision's transforms on Pillow images, as their users run them (open_clip, timm's `wds/` datasets).
 """
@@ -27,8 +27,8 @@ from pipeline.config import AugmentSettings, OrderSettings
 from pipeline.data.augment import TrainPixels, draw
 from pipeline.data.decode import decode_scaled
 from pipeline.data.loader import TrainLoader
+from pipeline.data.view import View
 
-BATCH = 64
 SLICE = 12  # batches of a contender in a round: enough to hide the start of a loader
 AREA = (0.05, 1.0)
 _SHUFFLE = 1000  # samples in the shuffle buffer of readers that have one; open_clip's default is 5000
@@ -58,44 +58,49 @@ def missing() -> list[str]:
 
 
 def ours(found: ImageSet, threads: int = 1) -> Batches:
-    """Our reader. A loader makes the batches of one round, and its threads have ended when they are given, so that none
-    works in another's time."""
+    """Our reader. A loader makes the batches of one round, and its threads have ended when they are given,
+    so that none works in another's time."""
     view, first = found.view(), 0
     while True:
-        with TrainLoader(
-            view,
-            batch=BATCH,
-            image_size=found.image_size,
-            augment=_SETTINGS,
-            order=OrderSettings(),
-            seed=0,
-            threads=threads,
-            bad_samples=0,
-            rank=0,
-            world=1,
-            first_step=first,
-            steps=first + SLICE,
-        ) as loader:
+        with our_loader(found, view, first, SLICE, threads) as loader:
             batches = [len(batch.ids) for batch in loader]
         yield from batches
         first += SLICE
+
+
+def our_loader(found: ImageSet, view: View, first_step: int, steps: int, threads: int = 1) -> TrainLoader:
+    """Batches `first_step` and the `steps` - 1 after it."""
+    return TrainLoader(
+        view,
+        batch=found.batch,
+        image_size=found.image_size,
+        augment=_SETTINGS,
+        order=OrderSettings(),
+        seed=0,
+        threads=threads,
+        bad_samples=0,
+        rank=0,
+        world=1,
+        first_step=first_step,
+        steps=first_step + steps,
+    )
 
 
 def _kernel(found: ImageSet) -> Batches:
     """Decoding and cropping alone, of bytes in memory into the rows of one batch."""
     view = found.view()
     data = [view.read(sample) for sample in range(min(view.samples, 512))]
-    pixels = np.empty((BATCH, found.image_size, found.image_size, 3), dtype=np.uint8)
+    pixels = np.empty((found.batch, found.image_size, found.image_size, 3), dtype=np.uint8)
     start = 0
     while True:
-        ids = (start + np.arange(BATCH)) % len(data)
-        rows = TrainPixels(_SETTINGS, found.image_size, draw(_SETTINGS, 0, np.full(BATCH, start), ids))
+        ids = (start + np.arange(found.batch)) % len(data)
+        rows = TrainPixels(_SETTINGS, found.image_size, draw(_SETTINGS, 0, np.full(found.batch, start), ids))
         for row, sample in enumerate(ids.tolist()):
             image = decode_scaled(data[sample], partial(rows.denominator, row))
             assert not isinstance(image, str), image
             pixels[row] = rows.pixels(image, row)
-        start += BATCH
-        yield BATCH
+        start += found.batch
+        yield found.batch
 
 
 def _transform(size: int) -> Callable[[Any], torch.Tensor]:
@@ -127,7 +132,7 @@ def _webdataset(found: ImageSet) -> Batches:
         webdataset.rename(image="jpg;jpeg", label="cls"),
         webdataset.map_dict(image=_transform(found.image_size)),
         webdataset.to_tuple("image", "label"),
-        webdataset.batched(BATCH, partial=False),
+        webdataset.batched(found.batch, partial=False),
     ]
     return _count(webdataset.WebLoader(webdataset.DataPipeline(*steps), batch_size=None, num_workers=0))
 
@@ -142,12 +147,12 @@ def _timm(found: ImageSet) -> Batches:
             reader="wds/",
             split=f"train/{{{Path(found.tars[0]).stem}..{Path(found.tars[-1]).stem}}}.tar",
             is_training=True,
-            batch_size=BATCH,
+            batch_size=found.batch,
             num_samples=found.view().samples,
             input_key="jpg",
             transform=_transform(found.image_size),
         )
-    return _count(DataLoader(dataset, batch_size=BATCH, num_workers=0))
+    return _count(DataLoader(dataset, batch_size=found.batch, num_workers=0))
 
 
 def _mosaic(found: ImageSet) -> Batches:
@@ -159,8 +164,8 @@ def _mosaic(found: ImageSet) -> Batches:
             sample = super().__getitem__(at)
             return transform(_decoded(sample["image"])), sample["label"]
 
-    dataset = Photos(local=str(found.root / "mosaic"), shuffle=True, batch_size=BATCH)
-    return _count(DataLoader(dataset, batch_size=BATCH, num_workers=0, drop_last=True))
+    dataset = Photos(local=str(found.root / "mosaic"), shuffle=True, batch_size=found.batch)
+    return _count(DataLoader(dataset, batch_size=found.batch, num_workers=0, drop_last=True))
 
 
 def _litdata(found: ImageSet) -> Batches:
@@ -173,4 +178,4 @@ def _litdata(found: ImageSet) -> Batches:
             return transform(_decoded(sample["image"])), sample["label"]
 
     dataset = Photos(str(found.root / "litdata"), shuffle=True)
-    return _count(litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=0, drop_last=True))
+    return _count(litdata.StreamingDataLoader(dataset, batch_size=found.batch, num_workers=0, drop_last=True))

@@ -38,6 +38,11 @@ class ImageSet:
     root: Path
     image_size: int
 
+    @property
+    def batch(self) -> int:
+        """Images in a batch."""
+        return 256 if self.name == "small" else 64
+
     def view(self) -> View:
         return open_view(DataView(path="ours", split="train"), self.root)
 

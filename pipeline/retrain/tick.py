@@ -219,7 +219,10 @@ class Ticker:
         }
         if now is not None:
             event |= {"run": now.run, "key": now.key, "data": now.data, "version": now.version}
-        self.state.note(event)
+        # A round that is waited for is looked at often; that it still runs is said once.
+        before = (self.state.history() or [{}])[-1]
+        if (answer.decision, answer.run) != (before.get("decision"), before.get("run")) or now is None:
+            self.state.note(event)
         return answer
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 import threading
 from collections.abc import Callable
@@ -61,8 +62,9 @@ class Trainer:
         self.started.append(run.path.name)
         pattern = config.datasets["glyphs"].train  # type: ignore[union-attr]
         share = self.accuracy(str(pattern))
-        for link in run.jobs.iterdir():
-            link.unlink()
+        # What was reused, or an earlier attempt left, is written anew.
+        for found in run.jobs.iterdir():
+            found.unlink() if found.is_symlink() else shutil.rmtree(found)
         made = write_synthetic_run(config, accuracy=lambda dataset, start, seed: share, images=2000)
         network = create_model("vit_ti16", num_classes=2, image_size=32, depth=1, width=48, heads=1)
         header = {"classes": '["a", "b"]', "preprocessing": "{}"}
@@ -196,9 +198,7 @@ def _explained(month: Month) -> None:
 def test_a_run_that_dies_is_tried_again_and_then_held(month: Month) -> None:
     drop(month.watch, 1)
     month.day = 3
-    month.trainer.answers = [RunState(running=False), RunState(running=False, exit_code=75)] + [
-        RunState(running=False, exit_code=7)
-    ]
+    month.trainer.answers = [RunState(running=False, exit_code=code) for code in (None, 75, 7)]
     answer = month.tick()
     assert answer.decision == "failed"
     assert len(month.trainer.started) == 3
