@@ -133,7 +133,10 @@ def test_a_killed_run_costs_nothing(vitline: Callable[..., Any], tmp_path: Path,
 
 
 # A terminal sends Ctrl-C to the whole group in the foreground; a scheduler ends the one process it knows.
-@pytest.mark.parametrize(("send", "number"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [pytest.param(os.killpg, signal.SIGINT, marks=pytest.mark.slow), (os.kill, signal.SIGTERM)],
+)
 def test_a_signal_saves_ends_with_75_and_leaves_no_process(
     vitline: Callable[..., Any],
     tmp_path: Path,

@@ -40,10 +40,10 @@ def weights_file(path: Path) -> torch.nn.Module:
 
 
 def test_a_registered_model_names_photos(registry: Registry, tmp_path: Path) -> None:
-    network = weights_file(tmp_path / "w.safetensors")
+    network = weights_file(tmp_path / "weights.safetensors")
     run = RunDir(tmp_path / "run")
-    version = registry.register("k1", run, tmp_path / "w.safetensors", {"gate": "pass"}, "note")
-    assert registry.register("k1", run, tmp_path / "w.safetensors", {}, "again") == version
+    version = registry.register("k1", run, tmp_path / "weights.safetensors", {"gate": "pass"}, "note")
+    assert registry.register("k1", run, tmp_path / "weights.safetensors", {}, "again") == version
     registry.move(CHAMPION, version.number)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -68,11 +68,11 @@ def test_a_registered_model_names_photos(registry: Registry, tmp_path: Path) -> 
 
 
 def test_weights_that_were_exchanged_are_refused(registry: Registry, tmp_path: Path) -> None:
-    weights_file(tmp_path / "w.safetensors")
-    version = registry.register("k1", RunDir(tmp_path / "run"), tmp_path / "w.safetensors", {}, "")
+    weights_file(tmp_path / "weights.safetensors")
+    version = registry.register("k1", RunDir(tmp_path / "run"), tmp_path / "weights.safetensors", {}, "")
     assert (
         registry.fetch_weights(version, tmp_path / "v1").read_bytes()
-        == (tmp_path / "w.safetensors").read_bytes()
+        == (tmp_path / "weights.safetensors").read_bytes()
     )
     registry.tag(version.number, weights="0" * 64)
     with pytest.raises(EnvironmentUnfit, match="not those that were registered"):
