@@ -35,6 +35,14 @@ def ip(*arguments: str) -> str:
     return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
 
 
+def remove_networks(count: int) -> None:
+    """The links by name too: those of a namespace whose last process is just ending live a little longer."""
+    for host in range(count):
+        subprocess.run(["ip", "link", "del", f"vlh{host}"], capture_output=True)
+        subprocess.run(["ip", "netns", "del", f"vitline-h{host}"], capture_output=True)
+    subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
+
+
 class Hosts:
     """`count` hosts, 10.77.0.1 and on; Ray's head is on the first, and on the first `started` Ray runs."""
 
@@ -58,6 +66,7 @@ class Hosts:
         return f"{self.address(0)}:6379"
 
     def __enter__(self) -> Hosts:
+        remove_networks(self.count)  # of a test that was killed
         ip("link", "add", BRIDGE, "type", "bridge")
         ip("link", "set", BRIDGE, "up")
         for host in range(self.count):
@@ -77,9 +86,7 @@ class Hosts:
             self.kill_all(host)
         for process in [*self.drivers, *self.ray.values()]:
             process.wait(20)
-        for host in range(self.count):
-            subprocess.run(["ip", "netns", "del", f"vitline-h{host}"], capture_output=True)
-        subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
+        remove_networks(self.count)
 
     # ---------------------------------------------------------------- processes
 
@@ -114,7 +121,9 @@ class Hosts:
 
     def processes(self, host: int) -> list[psutil.Process]:
         """All that runs in the host's network."""
-        found = []
+        found: list[psutil.Process] = []
+        if not Path(f"/run/netns/vitline-h{host}").exists():
+            return found
         for pid in ip("netns", "pids", f"vitline-h{host}").split():
             try:
                 found.append(psutil.Process(int(pid)))
