@@ -46,6 +46,7 @@ _ENVIRONMENT = {
 os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
 
 import ray.train  # noqa: E402
+from ray import PlacementGroupID  # noqa: E402
 from ray.exceptions import RayActorError  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
 from ray.train.v2._internal.callbacks import DatasetsCallback  # noqa: E402
@@ -54,6 +55,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import (  # noqa:
 )
 from ray.train.v2.api.callback import UserCallback  # noqa: E402
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError  # noqa: E402
+from ray.util.placement_group import PlacementGroup  # noqa: E402
 
 # A collective that nobody joins for this long has lost a rank.
 _COLLECTIVE_TIMEOUT_S = 600
@@ -76,12 +78,14 @@ class Gang:
     def _fit(self) -> None:
         digest = self.planned.digest
         mark(self._run_dir, digest, "starting")
+        before = _places()
         try:
             self._trainer().fit()
         except TrainingFailedError as error:
             self._outcome = _failure(digest, error)
         except RayActorError as error:
             # Ray Train's controller was lost: killed, or its node gone. Its ranks end with it.
+            _free_places(before)
             self._outcome = Outcome(digest=digest, error=f"the gang's controller: {error}", retry=True)
         except Exception as error:
             # Whatever ends this thread must reach the driver, which else waits for ever.
@@ -121,7 +125,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
     """Without two processes that every start of a gang would wait for, 2 s of a core each.
 
     One hands out Ray's own datasets, which we have none of. The other removes the placement group of a
-    controller that died, which Ray's GCS does itself; it asks the dashboard, which our clusters do not have.
+    controller that died; it asks the dashboard, which our clusters do not have, so `_free_places` does it.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -139,6 +143,21 @@ class _Loss(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         mark(self._run_dir, self._digest, "lost", ranks=sorted(worker_exceptions))
+
+
+def _places() -> set[str]:
+    """Placement groups of this driver that hold resources."""
+    # The last bytes of a group's id are those of the job that made it.
+    job = ray.get_runtime_context().get_job_id()
+    table = ray.util.placement_group_table()
+    return {name for name, entry in table.items() if name.endswith(job) and entry["state"] != "REMOVED"}
+
+
+def _free_places(before: set[str]) -> None:
+    """Remove the groups made since; Ray keeps those of a dead actor until its whole job ends."""
+    for name in _places() - before:
+        identity = PlacementGroupID(bytes.fromhex(name))
+        ray.util.remove_placement_group(PlacementGroup(identity))
 
 
 def mark(run_dir: Path, digest: str, phase: str, **more: Any) -> None:
