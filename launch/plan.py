@@ -32,12 +32,12 @@ from launch.plan_transfer import Transfer, plan_transfer
 from model.config import ModelConfig, ViTConfig
 from model.flops import count_parameters, macs
 from model.masked import count_masked_parameters, outputs_of
-from model.zoo import model_config
 from pipeline.config import RunConfig, to_steps
 from pipeline.driver import plan_run, run_dir_of
 from pipeline.errors import UserError
 from pipeline.rundir import RunDir
 from pipeline.stages.checks import check_run
+from pipeline.train.network import network_of
 from pipeline.train.plan import batch_shape
 
 _SAMPLE_LOG_BYTES = 8
@@ -127,14 +127,9 @@ def _pretraining(config: RunConfig, sizes: Mapping[str, DataSize], given: Given)
 
 
 def _network(config: RunConfig, classes: int) -> ModelConfig:
-    model = config.pretrain.model
-    return model_config(
-        model.name,
-        num_classes=classes if config.pretrain.objective == "classification" else 1,
-        image_size=config.pretrain.image_size,
-        representation=model.representation,
-        **model.options,
-    )
+    settings = config.pretrain
+    classes = classes if settings.objective == "classification" else 1
+    return network_of(settings.model, settings.image_size, classes)
 
 
 def _load(config: RunConfig, network: ModelConfig, training: Training, device: Device) -> Load:

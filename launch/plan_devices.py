@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pipeline.errors import UserError
+from pipeline.train.peaks import PEAKS
 
 GIB = 2**30
 
@@ -28,21 +29,22 @@ class Device:
     source: str
 
 
-def _gpu(name: str, memory_gib: float, bf16: float, float32: float, source: str) -> Device:
-    return Device(name, memory_gib, {"bf16": bf16, "float32": float32}, source)
+def _gpu(name: str, memory_gib: float, listed: str, source: str) -> Device:
+    """`listed`: under which name pipeline/train/peaks.py has its peaks."""
+    return Device(name, memory_gib, PEAKS[listed], source)
 
 
 # The driver keeps about 1 % of the memory that is printed on the box.
 DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in (
-        _gpu("h100", 79.1, 989.4, 66.9, "NVIDIA H100 data sheet, SXM"),
-        _gpu("h200", 140.0, 989.4, 66.9, "NVIDIA H200 data sheet, SXM"),
-        _gpu("b200", 178.0, 2250.0, 75.0, "NVIDIA HGX B200 data sheet, one of 8"),
-        _gpu("a100", 79.1, 312.0, 19.5, "NVIDIA A100 data sheet, 80 GB"),
-        _gpu("a100-40", 39.4, 312.0, 19.5, "NVIDIA A100 data sheet, 40 GB"),
-        _gpu("l40s", 44.4, 362.0, 91.6, "NVIDIA L40S data sheet"),
-        _gpu("rtx4090", 23.6, 165.2, 82.6, "NVIDIA Ada whitepaper, bf16 with float32 sums"),
+        _gpu("h100", 79.1, "H100", "NVIDIA H100 data sheet, SXM"),
+        _gpu("h200", 140.0, "H200", "NVIDIA H200 data sheet, SXM"),
+        _gpu("b200", 178.0, "B200", "NVIDIA HGX B200 data sheet, one of 8"),
+        _gpu("a100", 79.1, "A100", "NVIDIA A100 data sheet, 80 GB"),
+        _gpu("a100-40", 39.4, "A100", "NVIDIA A100 data sheet, 40 GB"),
+        _gpu("l40s", 44.4, "L40S", "NVIDIA L40S data sheet"),
+        _gpu("rtx4090", 23.6, "RTX 4090", "NVIDIA Ada whitepaper, bf16 with float32 sums"),
         # A core of the AVX2 generation at 2.5 GHz: 2 units × 8 lanes × 2 operations × 2.5e9.
         Device("cpu", None, {"float32": 0.08, "bf16": 0.08}, "one AVX2 core at 2.5 GHz, computed"),
     )

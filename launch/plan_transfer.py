@@ -10,11 +10,11 @@ from launch.plan_devices import Device, find_device
 from launch.plan_memory import Load, Memory, memory_of, moments_of
 from launch.plan_time import FLOPS_A_MAC, Rate, assumed_rate, measured_again
 from model.flops import count_parameters, macs
-from model.zoo import model_config
 from pipeline.config import FinetuneProtocol, RunConfig, TrainSettings, to_steps
 from pipeline.graph import Planned
 from pipeline.rundir import RunDir
 from pipeline.stages import finetune
+from pipeline.train.network import network_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +124,7 @@ def _dataset(
     planned: Mapping[str, Planned],
     gpu: bool,
 ) -> _Dataset:
-    network = model_config(
-        settings.model.name,
-        num_classes=size.classes or UNKNOWN_CLASSES,
-        image_size=settings.image_size,
-        representation=settings.model.representation,
-        **settings.model.options,
-    )
+    network = network_of(settings.model, settings.image_size, size.classes or UNKNOWN_CLASSES)
     parameters, moments = count_parameters(network), moments_of(settings)
     samples = min(train_samples or size.train or 1, size.train or 10**12)
     images = to_steps(settings.duration, batch=settings.batch, samples=samples) * settings.batch

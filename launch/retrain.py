@@ -17,7 +17,7 @@ from pipeline.errors import Busy, UserError
 from pipeline.lease import Lease
 from pipeline.retrain.freshness import decide
 from pipeline.retrain.notify import notify
-from pipeline.retrain.opening import Scene, find_data
+from pipeline.retrain.opening import Scene, find_data, settings_of
 from pipeline.retrain.promotion import promote_by_hand, roll_back
 from pipeline.retrain.rounds import tracking_uri
 from pipeline.retrain.state import State
@@ -34,14 +34,8 @@ def state_of(config: RunConfig) -> State:
 
 def scene_of(config: RunConfig) -> Scene:
     """Everything a tick works with; opens the registry."""
-    if config.retrain is None:
-        raise UserError(
-            f"no section retrain in the configuration of {config.name}",
-            "what is watched and what the gate asks",
-            "add the section, as in configs/retrain/demo.yaml",
-        )
     directory = Path.cwd()
-    name = config.retrain.model or config.name
+    name = settings_of(config).model or config.name
     registry = Registry(tracking_uri(config, directory), config.tracking.experiment, name)
     return Scene(config, state_of(config), registry, directory, time.time)
 

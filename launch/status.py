@@ -13,13 +13,14 @@ from rich.live import Live
 from rich.table import Table
 
 from pipeline.errors import UserError
-from pipeline.events import read_events
+from pipeline.events import Event, read_events
 from pipeline.lease import live_holder
 from pipeline.recovery import describe, recoveries
 from pipeline.rundir import RunDir
-from pipeline.stages import pretrain
 from pipeline.train.goodput import goodput
 
+# As pipeline/stages/pretrain.py names it, which brings in PyTorch.
+_GANG_STAGE = "pretrain"
 # Of these, the first that a job has is shown.
 _FIGURES = {
     "eval/top1": "test",
@@ -65,7 +66,7 @@ def _table(run: RunDir, holder: dict[str, Any] | None) -> Table:
     for row in _rows(run, alive=holder is not None):
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
         table.add_row(row["name"], row["state"], seconds, _figure(row))
-        for recovery in recoveries(run.job(row["digest"])) if row["stage"] == pretrain.STAGE else []:
+        for recovery in recoveries(run.job(row["digest"])) if row["stage"] == _GANG_STAGE else []:
             table.add_row("", "", "", f"{row['name']}: {describe(recovery)}", style="dim")
     return table
 
@@ -80,7 +81,8 @@ def _rows(run: RunDir, *, alive: bool) -> list[dict[str, Any]]:
             newest[event["digest"]] = event
     rows = []
     for digest, event in newest.items():
-        result = run.job(digest).read_result()
+        job = run.job(digest)
+        result, told = job.read_result(), read_events(job.events)[0]
         state = event["state"]
         if result is not None and state == "skipped":
             state = "done"
@@ -94,8 +96,8 @@ def _rows(run: RunDir, *, alive: bool) -> list[dict[str, Any]]:
                 "state": state,
                 "reason": event["reason"],
                 "seconds": result["seconds"] if result else _running_s(state, event),
-                "metrics": result["metrics"] if result else _last_progress(run, digest),
-                "goodput": _goodput(run, digest),
+                "metrics": result["metrics"] if result else _last_progress(told),
+                "goodput": _goodput(told),
             }
         )
     return rows
@@ -105,8 +107,8 @@ def _running_s(state: str, event: dict[str, Any]) -> float | None:
     return time.time() - float(event["time"]) if state == "running" else None
 
 
-def _last_progress(run: RunDir, digest: str) -> dict[str, Any]:
-    progress = [event for event in read_events(run.job(digest).events)[0] if event["event"] == "progress"]
+def _last_progress(events: list[Event]) -> dict[str, Any]:
+    progress = [event for event in events if event["event"] == "progress"]
     if not progress:
         return {}
     last = progress[-1]
@@ -123,9 +125,9 @@ def _figure(row: dict[str, Any]) -> str:
     return ""
 
 
-def _goodput(run: RunDir, digest: str) -> dict[str, Any] | None:
+def _goodput(events: list[Event]) -> dict[str, Any] | None:
     """Of a training: which share of its time was useful, and seconds lost by cause."""
-    found = goodput(read_events(run.job(digest).events)[0])
+    found = goodput(events)
     return None if found is None else {"share": found.share, "lost_s": found.lost_s}
 
 

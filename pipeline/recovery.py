@@ -1,4 +1,4 @@
-"""How long a gang took to come back to training, and what of its time was spent well.
+"""How long a gang took to come back to training.
 
     fault ──detect──► lost ──tear down──► ended ──start──► rank ──load──► start ──first step──► step
 
@@ -9,10 +9,8 @@ fault leaves no note itself: its time is the last beat of the rank that fell sil
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipeline.events import Event, read_events
 from pipeline.rundir import JobDir, read_json
@@ -116,25 +114,6 @@ def _last_alive(job: JobDir, attempt: _Attempt) -> float:
         if beat is not None:
             beats.append(float(beat["time"]))
     return min(beats) if beats else attempt.marks["step"]
-
-
-def goodput(job: JobDir) -> float | None:
-    """Share of the time since the first step in which steps were trained that count; None before two steps.
-
-    A step counts once, in the attempt that did it last. Nothing else does: saves that hold training up, lost
-    steps, the time until training is under way again.
-    """
-    progress = [event for event in read_events(job.events)[0] if event["event"] == "progress"]
-    progress = [event for event in progress if "attempt" in event]
-    if len(progress) < 2:
-        return None
-    kept: dict[int, Any] = {event["step"]: event["attempt"] for event in progress}
-    spent = sum(
-        later["time"] - earlier["time"]
-        for earlier, later in itertools.pairwise(progress)
-        if earlier["attempt"] == later["attempt"] == kept[later["step"]]
-    )
-    return float(spent / (progress[-1]["time"] - progress[0]["time"]))
 
 
 def describe(recovery: Recovery) -> str:

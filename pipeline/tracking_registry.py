@@ -11,7 +11,6 @@ tick at a time only, under its lease and after its fencing check, and read back.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import tempfile
@@ -30,6 +29,7 @@ from pipeline.rundir import RunDir
 from pipeline.tracking_pass import Away, Refused
 from pipeline.tracking_state import Cursor
 from pipeline.tracking_uri import check_uri
+from pipeline.train.tensorfile import hash_file
 
 # Its bars for one small file would tear our lines.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -130,7 +130,7 @@ class Registry:
             self._client.log_artifacts(run_id, str(Path(directory) / "model"), "model")
             with contextlib.suppress(MlflowException):  # it is there
                 self._client.create_registered_model(self.name)
-            every = {"key": key, "weights": _hash(weights), **tags}
+            every = {"key": key, "weights": hash_file(weights).sha256, **tags}
             made = self._client.create_model_version(
                 self.name,
                 f"runs:/{run_id}/model",
@@ -171,14 +171,14 @@ class Registry:
     def fetch_weights(self, version: Version, directory: Path) -> Path:
         """The weights file of a version, in `directory`; fetched once, checked against its tag."""
         file = directory / _WEIGHTS
-        if not (file.is_file() and _hash(file) == version.tags.get("weights")):
+        if not (file.is_file() and hash_file(file).sha256 == version.tags.get("weights")):
             directory.mkdir(parents=True, exist_ok=True)
             with self._answering():
                 got = self._client.download_artifacts(
                     version.run_id, f"model/artifacts/{_WEIGHTS}", str(directory)
                 )
             Path(got).replace(file)
-        if _hash(file) != version.tags.get("weights"):
+        if hash_file(file).sha256 != version.tags.get("weights"):
             raise EnvironmentUnfit(
                 f"the weights of {self.name} version {version.number} are not those that were registered",
                 f"SHA-256 {version.tags.get('weights')}",
@@ -210,11 +210,6 @@ class Registry:
 def _version(found: Any) -> Version:
     tags = {key.removeprefix("vitline."): value for key, value in found.tags.items()}
     return Version(str(found.version), str(found.run_id), tags)
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _save_model(weights: Path, directory: Path) -> None:

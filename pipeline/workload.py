@@ -53,7 +53,7 @@ class Workload:
         self._waiting = JobQueue((), done, executor.cost)
         self._running: dict[str, Planned] = {}  # digest → the job, a gang with the ranks it has now
         self._whole: dict[str, Planned] = {}  # digest → the job with the ranks it asks for
-        self._used: admission.Resources = {}  # by all that runs
+        self._used: admission.Resources = {"CPU": 0.0, "GPU": 0.0}  # by all that runs
         self._asked: set[str] = set()  # digests of running jobs that were asked to stop
         self._attempts: dict[str, int] = {}  # digest → attempts that began
         self._failures: dict[str, int] = {}  # digest → failures since it last got on
@@ -89,12 +89,9 @@ class Workload:
     # ---------------------------------------------------------------- starting
 
     def _start_what_fits(self, nodes: list[admission.Resources]) -> None:
-        room = admission.less(admission.total(nodes), admission.more({}, self._used_now()))
+        room = admission.less(admission.total(nodes), self._used)
         for item in self._waiting.startable(room):
             self._start(item)
-
-    def _used_now(self) -> admission.Resources:
-        return self._used or {"CPU": 0.0, "GPU": 0.0}
 
     def _start(self, item: Planned) -> None:
         whole = self._waiting.take(item.digest)
@@ -135,7 +132,7 @@ class Workload:
         if self._executor.now() - self._looked_to_grow_at < _GROW_INTERVAL_S:
             return
         self._looked_to_grow_at = self._executor.now()
-        room = admission.less(admission.total(nodes), self._used_now())
+        room = admission.less(admission.total(nodes), self._used)
         for digest, item in self._running.items():
             if item.job.workers and digest not in self._asked:
                 own = admission.more(room, admission.needs(item))

@@ -13,7 +13,6 @@ webdataset, timm, mosaicml-streaming and litdata take part where they are instal
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import sys
@@ -28,6 +27,7 @@ import torch
 
 from launch.bench.data_peers import SLICE, Batches, contenders, missing, our_loader, ours
 from launch.bench.data_sets import SETS, ImageSet, make_set
+from launch.bench.tables import print_rows, write_rows
 
 
 def measure(found: ImageSet, packed: ImageSet | None, rounds: int) -> dict[str, list[float]]:
@@ -121,10 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.simplefilter("ignore")  # the peers' own
         rows = _run(given, given.work or Path(temporary))
     if given.csv:
-        with given.csv.open("w", newline="") as handle:
-            writer = csv.DictWriter(handle, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(given.csv, rows)
 
 
 def _run(given: argparse.Namespace, work: Path) -> list[dict[str, str]]:
@@ -136,19 +133,13 @@ def _run(given: argparse.Namespace, work: Path) -> list[dict[str, str]]:
     for name in given.sets:
         found = make(name)
         rows += table(found, measure(found, make("packed") if name == "large" else None, given.rounds))
-    _print(rows)
+    print_rows(rows)
     for name in given.sets:
         ratios = measure_threads(make(name), given.rounds)
         print(f"{name}: two threads make {statistics.median(ratios):.2f} times the images of one (wall time)")
         resumed = statistics.median(measure_resume(make(name), given.rounds))
         print(f"{name}: the first batch at 90 % of an epoch takes {resumed:.2f} times that at its start")
     return rows
-
-
-def _print(rows: Sequence[Mapping[str, str]]) -> None:
-    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
-    for row in [dict(zip(widths, widths, strict=True)), *rows]:
-        print("  ".join(row[key].rjust(width) for key, width in widths.items()))
 
 
 if __name__ == "__main__":

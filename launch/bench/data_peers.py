@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,21 +40,28 @@ Batches = Iterator[int]
 
 def contenders() -> dict[str, Callable[[ImageSet], Batches]]:
     """Name → maker of batches, of those that are installed here; `ours` and `kernel` always are."""
-    peers: dict[str, tuple[str, Callable[[ImageSet], Batches]]] = {
-        "webdataset": ("webdataset", _webdataset),
-        "timm": ("timm", _timm),
-        "mosaic": ("streaming", _mosaic),
-        "litdata": ("litdata", _litdata),
-    }
-    installed = {name: make for name, (package, make) in peers.items() if find_spec(package)}
+    installed = {name: peer.make for name, peer in _peers().items() if find_spec(peer.module)}
     return {"ours": ours, "kernel": _kernel, **installed}
 
 
 def missing() -> list[str]:
     """Packages of peers that are not installed."""
-    packages = {"webdataset": "webdataset", "timm": "timm", "streaming": "mosaicml-streaming"}
-    packages["litdata"] = "litdata"
-    return [name for package, name in packages.items() if not find_spec(package)]
+    return [peer.package for peer in _peers().values() if not find_spec(peer.module)]
+
+
+class _Peer(NamedTuple):
+    module: str
+    package: str
+    make: Callable[[ImageSet], Batches]
+
+
+def _peers() -> dict[str, _Peer]:
+    return {
+        "webdataset": _Peer("webdataset", "webdataset", _webdataset),
+        "timm": _Peer("timm", "timm", _timm),
+        "mosaic": _Peer("streaming", "mosaicml-streaming", _mosaic),
+        "litdata": _Peer("litdata", "litdata", _litdata),
+    }
 
 
 def ours(found: ImageSet, threads: int = 1) -> Batches:
@@ -155,27 +162,25 @@ def _timm(found: ImageSet) -> Batches:
     return _count(DataLoader(dataset, batch_size=found.batch, num_workers=0))
 
 
-def _mosaic(found: ImageSet) -> Batches:
-    streaming_dataset = import_module("streaming").StreamingDataset
-    transform = _transform(found.image_size)
+def _photos(streaming_dataset: Any, size: int) -> Any:
+    """A peer's dataset class, with samples decoded and transformed."""
+    transform = _transform(size)
 
-    class Photos(streaming_dataset):  # type: ignore[misc, valid-type]
+    class Photos(streaming_dataset):  # type: ignore[misc]
         def __getitem__(self, at: Any) -> Any:
             sample = super().__getitem__(at)
             return transform(_decoded(sample["image"])), sample["label"]
 
-    dataset = Photos(local=str(found.root / "mosaic"), shuffle=True, batch_size=found.batch)
+    return Photos
+
+
+def _mosaic(found: ImageSet) -> Batches:
+    photos = _photos(import_module("streaming").StreamingDataset, found.image_size)
+    dataset = photos(local=str(found.root / "mosaic"), shuffle=True, batch_size=found.batch)
     return _count(DataLoader(dataset, batch_size=found.batch, num_workers=0, drop_last=True))
 
 
 def _litdata(found: ImageSet) -> Batches:
     litdata = import_module("litdata")
-    transform = _transform(found.image_size)
-
-    class Photos(litdata.StreamingDataset):  # type: ignore[misc, name-defined]
-        def __getitem__(self, at: Any) -> Any:
-            sample = super().__getitem__(at)
-            return transform(_decoded(sample["image"])), sample["label"]
-
-    dataset = Photos(str(found.root / "litdata"), shuffle=True)
+    dataset = _photos(litdata.StreamingDataset, found.image_size)(str(found.root / "litdata"), shuffle=True)
     return _count(litdata.StreamingDataLoader(dataset, batch_size=found.batch, num_workers=0, drop_last=True))

@@ -9,7 +9,6 @@ stands beside wall time because other people's work does not change it. Memory i
 """
 
 import argparse
-import csv
 import os
 import platform
 import statistics
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from launch.bench.tables import print_rows, write_rows
 from model.config import ViTConfig
 from model.zoo import build, model_config
 
@@ -180,22 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setting = Setting(given.model, given.batch, given.rounds, given.device, dtype, given.compile)
     rows = table(measure(setting))
     print(f"{setting}\ntorch {torch.__version__}, {_machine(given.device)}, {given.threads} threads")
-    _print(rows)
+    print_rows(rows)
     if given.csv:
-        with given.csv.open("w", newline="") as handle:
-            writer = csv.DictWriter(handle, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(given.csv, rows)
 
 
 def _machine(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-
-
-def _print(rows: list[dict[str, str]]) -> None:
-    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
-    for row in [dict(zip(widths, widths, strict=True)), *rows]:
-        print("  ".join(row[key].rjust(width) for key, width in widths.items()))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.rundir import RunDir
+from pipeline.transfer.binning import bin_sums, calibration_error
 from pipeline.transfer.cells import Cell
-
-BINS = 15  # as Guo et al. (2017), and as eval/ece
 
 
 @dataclass(frozen=True)
@@ -60,16 +59,13 @@ def read_reliability(run: RunDir, cells: Sequence[Cell]) -> dict[Key, Reliabilit
 
 
 def _reliability(confidence: NDArray[Any], correct: NDArray[Any]) -> Reliability:
-    place = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    numbers = np.bincount(place, minlength=BINS)
-    sums = np.bincount(place, confidence, BINS)
-    right = np.bincount(place, correct.astype(np.float64), BINS)
+    numbers, sums, right = bin_sums(confidence, correct)
     return Reliability(
         bins=tuple(
             (float(sums[k] / numbers[k]), float(right[k] / numbers[k]), int(numbers[k]))
             for k in np.flatnonzero(numbers)
         ),
-        ece=float(np.abs(sums - right).sum() / len(confidence)),
+        ece=calibration_error(confidence, correct),
         confidence=float(confidence.mean()),
         accuracy=float(correct.mean()),
     )

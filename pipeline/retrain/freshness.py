@@ -6,7 +6,6 @@ and can be read; what is half written or damaged is named and waits. A schedule 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pipeline.data.files import file_reader
 from pipeline.data.index import scan
 from pipeline.errors import DataError, UserError
 from pipeline.retrain.state import Round, SeenShard, State
+from pipeline.train.tensorfile import hash_file
 
 _DAY_S = 86400.0
 
@@ -81,9 +81,7 @@ def _read(file: Path, names: dict[str, int]) -> SeenShard:
     status = file.stat()
     with file_reader(file) as read_at:
         samples = len(scan(file.name, status.st_size, read_at, names).offset)
-    with file.open("rb") as opened:
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    return SeenShard(file.name, status.st_size, status.st_mtime_ns, samples, sha256)
+    return SeenShard(file.name, status.st_size, status.st_mtime_ns, samples, hash_file(file).sha256)
 
 
 def decide(

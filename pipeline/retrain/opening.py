@@ -33,13 +33,18 @@ class Scene:
     @property
     def settings(self) -> RetrainSettings:
         """The section retrain. Raises UserError where there is none."""
-        if self.config.retrain is None:
-            raise UserError(
-                f"no section retrain in the configuration of {self.config.name}",
-                "what is watched and what the gate asks",
-                "add the section, as in configs/retrain/demo.yaml",
-            )
-        return self.config.retrain
+        return settings_of(self.config)
+
+
+def settings_of(config: RunConfig) -> RetrainSettings:
+    """The section retrain. Raises UserError where there is none."""
+    if config.retrain is None:
+        raise UserError(
+            f"no section retrain in the configuration of {config.name}",
+            "what is watched and what the gate asks",
+            "add the section, as in configs/retrain/demo.yaml",
+        )
+    return config.retrain
 
 
 def find_data(scene: Scene) -> Found:

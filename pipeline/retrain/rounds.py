@@ -22,7 +22,7 @@ from pipeline.stages.catalog import all_jobs
 _SPECIAL = set("{},")
 
 
-def key_of(config: RunConfig, data: str, start: str | None, extra: str = "") -> str:
+def key_of(config: RunConfig, data: str, start: str | None) -> str:
     """Of data, settings, code and starting weights: the same four would give the same result."""
     settings = config.model_dump(mode="json", exclude={"retrain", "cluster", "tracking", "fanout"})
     return digest_of(
@@ -31,7 +31,6 @@ def key_of(config: RunConfig, data: str, start: str | None, extra: str = "") -> 
             "config": settings,
             "version": metadata.version("vitline"),
             "start": start,
-            "extra": extra,
         }
     )
 

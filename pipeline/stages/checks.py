@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from model.zoo import model_config
 from pipeline.config import ModelSettings, PretrainSettings, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.stages import pretrain
+from pipeline.train.network import network_of
 from pipeline.train.objective import masked_model
 
 
@@ -38,13 +38,7 @@ def check_run(config: RunConfig) -> None:
 
 def _check_masked(settings: PretrainSettings) -> None:
     model = settings.model
-    config = model_config(
-        model.name,
-        num_classes=1,
-        image_size=settings.image_size,
-        representation=False,
-        **model.options,
-    )
+    config = network_of(model, settings.image_size, 1, representation=False)
     try:
         with torch.device("meta"):
             masked_model(config, settings.masked_patches)
@@ -59,13 +53,7 @@ def _check_masked(settings: PretrainSettings) -> None:
 def _check_model(settings: ModelSettings, image_size: int, place: str) -> None:
     try:
         # The number of classes plays no part in whether a configuration is possible.
-        model_config(
-            settings.name,
-            num_classes=1000,
-            image_size=image_size,
-            representation=settings.representation,
-            **settings.options,
-        )
+        network_of(settings, image_size, 1000)
     except ValueError as error:
         raise ConfigError(
             f"pretrain.model {settings.name} with {place}={image_size}: {error}",

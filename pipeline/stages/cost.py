@@ -8,11 +8,11 @@ from __future__ import annotations
 from functools import cache
 
 from model.flops import FORWARD_AND_BACKWARD, macs
-from model.zoo import model_config
 from pipeline.config import FewShotProtocol, FinetuneProtocol, RunConfig, to_steps
 from pipeline.graph import Planned
 from pipeline.rundir import RunDir
 from pipeline.stages import evaluate, finetune
+from pipeline.train.network import network_of
 
 
 class CostEstimate:
@@ -45,16 +45,8 @@ class CostEstimate:
         return float(self._macs(protocol.image_size) * (FORWARD_AND_BACKWARD * images + scored))
 
     def _macs_of(self, image_size: int) -> int:
-        model = self._config.pretrain.model
         # The number of classes plays no part: the head is not counted.
-        network = model_config(
-            model.name,
-            num_classes=1000,
-            image_size=image_size,
-            representation=model.representation,
-            **model.options,
-        )
-        return macs(network)
+        return macs(network_of(self._config.pretrain.model, image_size, 1000))
 
     def _samples_of(self, digest: str) -> tuple[int, int]:
         """Samples of train and test of a prepared dataset."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from pipeline.graph import Job
 from pipeline.rundir import RunDir
 from pipeline.stages import prepare
 from pipeline.train.plan import batch_shape
+from pipeline.train.tensorfile import hash_file
 
 STAGE = "pretrain"
 VERSION = 1
@@ -69,8 +69,7 @@ def _data_identity(settings: PretrainSettings) -> dict[str, Any]:
 
 def _hash_of(file: Path) -> str:
     try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return hash_file(file).sha256
     except OSError as error:
         raise ConfigError(
             f"pretrain.start {file} cannot be read: {error.strerror}",

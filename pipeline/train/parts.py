@@ -87,10 +87,11 @@ def make_training(parts: Parts, checkpoint: Checkpoint | None, validate: Callabl
     earlier_device_s = float(checkpoint.record["device_seconds"]) if checkpoint else 0.0
 
     def record(done: int) -> dict[str, Any]:
+        state = run.loader.state(done)
         return {
-            "position": run.loader.state(done)["position"],
+            "position": state["position"],
             "updates": engine.updates,
-            "loader": run.loader.state(done),
+            "loader": state,
             "quarantine": [astuple(bad) for bad in run.loader.quarantine],
             "digest": attempt.digest,
             "generation": attempt.generation,

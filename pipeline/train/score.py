@@ -23,8 +23,7 @@ from pipeline.data.loader import EvalLoader
 from pipeline.errors import DataError, StopRequested
 from pipeline.train.loop import normalise
 from pipeline.train.world import World
-
-_BINS = 15  # of equal width, for the calibration error: as Guo et al. (2017)
+from pipeline.transfer.binning import calibration_error
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,7 @@ class Scores:
     @property
     def ece(self) -> float:
         """Expected calibration error: mean over samples of |confidence - accuracy| of their bin."""
-        bins = np.minimum((self.confidences * _BINS).astype(np.int64), _BINS - 1)
-        gaps = np.bincount(bins, self.confidences.astype(np.float64) - self.correct)
-        return float(np.abs(gaps).sum() / self.n)
+        return calibration_error(self.confidences, self.correct)
 
     def metrics(self) -> dict[str, float]:
         """For result.json; what is not defined is left out."""

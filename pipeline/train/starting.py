@@ -13,7 +13,7 @@ from model.interface import ImageModel
 from model.masked import MaskedPatchModel
 from model.weights.adapt import adapt
 from model.weights.files import load_into, load_weights
-from model.zoo import create_model, model_config
+from model.zoo import create_model
 from pipeline.config import TrainJob
 from pipeline.data.mixture import AnyView
 from pipeline.errors import ConfigError
@@ -23,6 +23,7 @@ from pipeline.train.checkpoint import Checkpoint, find_checkpoint, sweep
 from pipeline.train.copying import fetch_newer
 from pipeline.train.interface import Engine
 from pipeline.train.loading import load_fragments
+from pipeline.train.network import network_of
 from pipeline.train.objective import masked_model
 from pipeline.train.remote import RemoteCheckpoints
 
@@ -59,13 +60,7 @@ def _masked_model(job: TrainJob) -> MaskedPatchModel:
     settings = job.settings
     if job.start is not None:
         raise ValueError(f"objective masked_patches starts from scratch, found start {job.start!r}")
-    config = model_config(
-        settings.model.name,
-        num_classes=1,
-        image_size=settings.image_size,
-        representation=False,
-        **settings.model.options,
-    )
+    config = network_of(settings.model, settings.image_size, 1, representation=False)
     module = masked_model(config, settings.masked_patches)
     module.init_weights(torch.Generator().manual_seed(job.seed))
     return module

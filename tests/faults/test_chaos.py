@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.recovery import describe, goodput, recoveries
+from pipeline.events import read_events
+from pipeline.recovery import describe, recoveries
+from pipeline.train.goodput import goodput
 from pipeline.train.samplelog import read_sample_log
 from tests.helpers.hosts import ROOT, Hosts
 from tests.helpers.trainings import pretrain_of, trains, wait_for
@@ -138,7 +140,9 @@ def test_a_fault_every_minute(
     assert read_sample_log(job) == expected
     for recovery in recoveries(job):
         print(describe(recovery))
-    good = goodput(job)
+    found = goodput(read_events(job.events)[0])
+    assert found is not None
+    good = found.share
     print(f"faults: {dict(chaos.done)}; goodput {good:.2f}")
     record_property("faults", dict(chaos.done))
     record_property("goodput", good)

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from pipeline.events import EventLog
-from pipeline.recovery import describe, goodput, recoveries
+from pipeline.recovery import describe, recoveries
 from pipeline.rundir import JobDir
 
 
@@ -83,16 +81,6 @@ def test_a_driver_that_died_leaves_no_end(tmp_path: Path) -> None:
     assert (found.cause, found.detect_s, found.start_s) == ("driver", None, 46)
 
 
-def test_goodput_counts_a_step_once(tmp_path: Path) -> None:
-    job = JobDir(tmp_path)
-    write(job, *(progress(step, 1, step) for step in range(1, 6)))  # 4 s between the first and the last
-    assert goodput(job) == 1.0
-    # Steps 4 and 5 are done again, after 6 s; 2 s of the first attempt stay, and 2 s of the second.
-    write(job, *(progress(step + 7, 2, step) for step in range(4, 7)))
-    assert goodput(job) == pytest.approx((2 + 2) / 12)
-
-
 def test_jobs_without_a_gang_have_none(tmp_path: Path) -> None:
     job = JobDir(tmp_path)
     assert recoveries(job) == []
-    assert goodput(job) is None

@@ -67,3 +67,22 @@ def test_a_rewind_within_an_attempt_is_redone_work() -> None:
 def test_nothing_before_the_first_start() -> None:
     assert goodput([]) is None
     assert goodput([{"event": "failed", "time": 1.0}]) is None
+
+
+def test_a_step_counts_once() -> None:
+    def attempt(number: int, time: float, step: int, steps: range) -> list[dict[str, Any]]:
+        start = {"event": "start", "attempt": number, "time": time, "step": step}
+        later = [
+            {"event": "progress", "attempt": number, "time": time + n, "step": s} for n, s in enumerate(steps)
+        ]
+        return [start, *later]
+
+    first = attempt(1, 1.0, 1, range(1, 6))  # 4 s between the first and the last
+    found = goodput(first)
+    assert found is not None
+    assert found.share == 1.0
+    # Steps 4 and 5 are done again, after 6 s; 2 s of the first attempt stay, and 2 s of the second.
+    found = goodput([*first, *attempt(2, 11.0, 3, range(4, 7))])
+    assert found is not None
+    assert found.share == pytest.approx((2 + 2) / 12)
+    assert goodput([]) is None

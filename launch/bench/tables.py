@@ -1,0 +1,23 @@
+"""How the benches show what they measured: a table in the terminal, and a CSV file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+Rows = Sequence[Mapping[str, str]]
+
+
+def print_rows(rows: Rows) -> None:
+    """Aligned to the right, under the names of the first row."""
+    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+    for row in [dict(zip(widths, widths, strict=True)), *rows]:
+        print("  ".join(row[key].rjust(width) for key, width in widths.items()))
+
+
+def write_rows(path: Path, rows: Rows) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
