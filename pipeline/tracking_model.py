@@ -23,6 +23,7 @@ from pipeline.config import AugmentSettings
 from pipeline.data.augment import evaluation_pixels
 from pipeline.data.decode import decode
 from pipeline.errors import DataError
+from pipeline.train.loop import normalise
 
 
 class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -46,8 +47,8 @@ class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             DataError: bytes that are no image.
         """
         rows = np.stack([self._pixels(bytes(image)) for image in model_input["image"]])
-        # (pixel - 127.5) / 127.5, as the training does; (B, H, W, C) → (B, C, H, W).
-        x_BCHW = (torch.from_numpy(rows).permute(0, 3, 1, 2).float() - 127.5) / 127.5
+        # (B, H, W, C) → (B, C, H, W)
+        x_BCHW = normalise(torch.from_numpy(rows).permute(0, 3, 1, 2))
         with torch.inference_mode():
             shares = self.network(x_BCHW).float().softmax(dim=1).numpy()
         index = shares.argmax(axis=1)

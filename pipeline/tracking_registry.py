@@ -16,7 +16,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +26,7 @@ from model.weights.files import read_tensors
 from pipeline import tracking
 from pipeline.errors import EnvironmentUnfit, UserError
 from pipeline.rundir import RunDir
-from pipeline.tracking_pass import Away, Refused
+from pipeline.tracking_runs import answering, is_absent
 from pipeline.tracking_state import Cursor
 from pipeline.tracking_uri import check_uri
 from pipeline.train.tensorfile import hash_file
@@ -43,7 +43,6 @@ with warnings.catch_warnings():
     from mlflow.exceptions import MlflowException
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, DataType, Schema
-    from sqlalchemy.exc import SQLAlchemyError
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _WEIGHTS = "weights.safetensors"
@@ -91,7 +90,7 @@ class Registry:
                 return _version(self._client.get_model_version_by_alias(self.name, alias))
             except MlflowException as error:
                 # The model, or the alias, does not exist yet.
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                if is_absent(error):
                     return None
                 raise
 
@@ -194,17 +193,11 @@ class Registry:
         made = self._store.find_parent(key)
         return made or self._store.create(run.path.name, time.time(), {"vitline.key": key})
 
-    @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
-        try:
-            yield
-        except (MlflowException, SQLAlchemyError, OSError, Away, Refused) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise EnvironmentUnfit(
-                f"MLflow's registry at {self.uri}: {first}",
-                "a store that answers",
-                "see that it runs; the next tick goes on where this one ended",
-            ) from error
+    def _answering(self) -> contextlib.AbstractContextManager[None]:
+        return answering(
+            f"MLflow's registry at {self.uri}",
+            "see that it runs; the next tick goes on where this one ended",
+        )
 
 
 def _version(found: Any) -> Version:

@@ -10,18 +10,19 @@ So a comparison of runs of other machines is the same code as one of run directo
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import EnvironmentUnfit, UserError
 from pipeline.rundir import RunDir, read_json, write_json
+from pipeline.tracking_pass import Away, Refused
 from pipeline.tracking_uri import check_uri
 
 # isort: split
@@ -35,6 +36,25 @@ with warnings.catch_warnings():
     from sqlalchemy.exc import SQLAlchemyError
 
 _DIGEST = re.compile(r"[0-9a-f]{16}")
+
+
+def is_absent(error: MlflowException) -> bool:
+    """Whether the store answered that there is no such thing."""
+    return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+@contextmanager
+def answering(store: str, do: str) -> Iterator[None]:
+    """Inside, a store that does not answer, or refuses, raises EnvironmentUnfit.
+
+    Args:
+        store: what it is, as the message begins. do: what its reader can do.
+    """
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError, Away, Refused) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise EnvironmentUnfit(f"{store}: {first}", "a store that answers", do) from error
 
 
 class TrackedRuns:
@@ -86,7 +106,7 @@ class TrackedRuns:
             try:
                 version = self._client.get_model_version_by_alias(name, alias)
             except MlflowException as error:
-                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                if not is_absent(error):
                     raise
                 raise UserError(
                     f"no model {name!r} with the alias {alias!r} at {self.uri}",
@@ -103,7 +123,7 @@ class TrackedRuns:
                 parent = run.data.tags.get("mlflow.parentRunId")
                 run = self._client.get_run(parent) if parent else run
             except MlflowException as error:
-                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                if not is_absent(error):
                     raise
                 raise UserError(
                     f"no run {run_id!r}, neither a directory nor at {self.uri}",
@@ -160,14 +180,5 @@ class TrackedRuns:
                 children[0].info.run_id, "predictions.parquet", str(directory.job(digest).path)
             )
 
-    @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
-        try:
-            yield
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise EnvironmentUnfit(
-                f"MLflow at {self.uri}: {first[:300]}",
-                "a store that answers",
-                "see that it runs, or name another with --tracking",
-            ) from error
+    def _answering(self) -> AbstractContextManager[None]:
+        return answering(f"MLflow at {self.uri}", "see that it runs, or name another with --tracking")

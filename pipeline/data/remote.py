@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import fsspec
 
 from pipeline.errors import DataError, EnvironmentUnfit, ReadError, UserError
 
+_T = TypeVar("_T")
 SCHEMES = ("s3", "gs", "http", "https")
 TRIES = 7
 _FIRST_WAIT_S = 0.2
@@ -64,6 +65,44 @@ def _filesystem(scheme: str, stall_s: float) -> Any:
             f"the extra {extra!r} of vitline",
             f"pip install 'vitline[{extra}]' from the checkout or the wheel",
         ) from error
+
+
+class GaveUp(Exception):
+    """No try succeeded; its text is the beginning of the last fault."""
+
+
+def keep_trying(
+    action: Callable[[], _T],
+    tries: int,
+    *,
+    growth: int = 2,
+    final: tuple[type[Exception], ...] = (),
+    told: Callable[[str], None] = lambda fault: None,
+) -> _T:
+    """What `action` returns, tried again with longer and longer waits.
+
+    Args:
+        growth: of the longest wait from one try to the next.
+        final: faults that no other try can help.
+        told: called with each fault.
+
+    Raises:
+        GaveUp: after so many tries.
+    """
+    last = ""
+    at_once: tuple[type[Exception], ...] = (*final, *_OWN_FAULTS)
+    for attempt in range(tries):
+        if attempt:
+            longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * growth**attempt)
+            time.sleep(longest * random.uniform(0.5, 1.0))
+        try:
+            return action()
+        except at_once:
+            raise
+        except Exception as error:
+            last = f"{type(error).__name__}: {error}"
+            told(last)
+    raise GaveUp(last[:200])
 
 
 class RemoteFile:
@@ -110,28 +149,20 @@ class RemoteFile:
             yield self.read(start, min(size, start + _BLOCK))
 
     def _again(self, what: str, get: Callable[[], Any]) -> Any:
-        last = ""
-        for attempt in range(self._tries):
-            if attempt:
-                longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt)
-                time.sleep(longest * random.uniform(0.5, 1.0))
-            try:
-                return get()
-            except (FileNotFoundError, PermissionError) as error:
-                raise DataError(
-                    f"{self.url} cannot be read ({type(error).__name__}: {error})",
-                    "a file that exists and may be read",
-                    "correct the location, or the rights of this account",
-                ) from error
-            except _OWN_FAULTS:
-                raise
-            except Exception as error:
-                last = f"{type(error).__name__}: {error}"
-        raise ReadError(
-            f"{what} of {self.url} did not arrive in {self._tries} tries (last: {last[:200]})",
-            "a store that answers, and bytes with the hash in the index",
-            "check the network and the store; if the shard was changed, index the dataset again",
-        )
+        try:
+            return keep_trying(get, self._tries, final=(FileNotFoundError, PermissionError))
+        except (FileNotFoundError, PermissionError) as error:
+            raise DataError(
+                f"{self.url} cannot be read ({type(error).__name__}: {error})",
+                "a file that exists and may be read",
+                "correct the location, or the rights of this account",
+            ) from error
+        except GaveUp as last:
+            raise ReadError(
+                f"{what} of {self.url} did not arrive in {self._tries} tries (last: {last})",
+                "a store that answers, and bytes with the hash in the index",
+                "check the network and the store; if the shard was changed, index the dataset again",
+            ) from None
 
 
 @contextmanager

@@ -15,8 +15,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +23,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from pipeline.data.remote import GaveUp, keep_trying
 from pipeline.errors import ConfigError, EnvironmentUnfit
 from pipeline.train.checkpoint import FORMAT, MARKER, outlived
 from pipeline.train.tensorfile import Written, hash_file
@@ -32,12 +31,10 @@ from pipeline.train.tensorfile import Written, hash_file
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _TRIES = 5
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 10.0
 _READ_ONLY = ("http", "https")
 # They have no directories to make; s3fs would make a mistyped bucket.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oci", "memory"}
 _EXTRAS = {"s3": "s3", "gs": "gcs"}
-_OWN_FAULTS = (TypeError, AttributeError, NameError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -186,22 +183,17 @@ class RemoteCheckpoints:
             self._files.makedirs(directory, exist_ok=True)
 
     def _again(self, what: str, action: Callable[[], _T]) -> _T:
-        for attempt in range(_TRIES):
-            if attempt:
-                longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 4**attempt)
-                time.sleep(longest * random.uniform(0.5, 1.0))
-            try:
-                return action()
-            except _OWN_FAULTS:
-                raise
-            except Exception as error:
-                last = f"{type(error).__name__}: {error}"
-                log.info("%s of %s failed: %s", what, self.url, last)
-        raise EnvironmentUnfit(
-            f"{what} of checkpoint.remote {self.url} failed in {_TRIES} tries (last: {last[:200]})",
-            "a store that answers and may be written to",
-            "check the URL, the rights and the network, then run again",
-        )
+        def told(fault: str) -> None:
+            log.info("%s of %s failed: %s", what, self.url, fault)
+
+        try:
+            return keep_trying(action, _TRIES, growth=4, told=told)
+        except GaveUp as last:
+            raise EnvironmentUnfit(
+                f"{what} of checkpoint.remote {self.url} failed in {_TRIES} tries (last: {last})",
+                "a store that answers and may be written to",
+                "check the URL, the rights and the network, then run again",
+            ) from None
 
 
 def _record(marker: bytes | None) -> dict[str, Any] | None:

@@ -14,16 +14,14 @@ from pipeline.config import (
     CheckpointSettings,
     DataView,
     EngineSettings,
-    GlyphsSource,
     ModelSettings,
     OptimizerSettings,
     TrainJob,
     TrainSettings,
-    WriteSettings,
 )
-from pipeline.data.write import prepare
 from pipeline.events import read_events
-from pipeline.rundir import JobDir, RunDir, write_json
+from pipeline.rundir import JobDir
+from tests.helpers.train_jobs import write_glyphs, write_train_job
 from tests.integration.test_worker import Ranks
 
 STEPS = 12
@@ -32,15 +30,7 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
-    source = GlyphsSource(
-        source="glyphs",
-        classes=6,
-        train_per_class=10,
-        test_per_class=3,
-        image_size=32,
-        write=WriteSettings(shard_samples=25),
-    )
-    prepare(source, run / "data" / "glyphs")
+    write_glyphs(run / "data" / "glyphs", image_size=32)
     return run
 
 
@@ -67,10 +57,8 @@ def trained(run_dir: Path, digest: str, world: int, after: JobDir | None = None,
     )
     view = DataView(path="data/glyphs", split="train")
     test = DataView(path="data/glyphs", split="test")
-    work = TrainJob(data=view, validate_on=test, settings=settings, seed=1).model_dump(mode="json")
-    job = RunDir(run_dir).job(digest)
-    description = {"schema": 1, "digest": digest, "name": "pretrain", "stage": "pretrain", "stage_version": 1}
-    write_json(job.job, {**description, "slice": {}, "inputs": {}, "work": work})
+    work = TrainJob(data=view, validate_on=test, settings=settings, seed=1)
+    job = write_train_job(run_dir, digest, work)
     if after is not None:
         shutil.copytree(after.checkpoints / "step-000000005", job.checkpoints / "step-000000005")
     with Ranks(job, world) as ranks:

@@ -22,17 +22,15 @@ from pipeline.config import (
     CheckpointSettings,
     DataView,
     EngineSettings,
-    GlyphsSource,
     ModelSettings,
     OptimizerSettings,
     TrainJob,
     TrainSettings,
-    WriteSettings,
 )
-from pipeline.data.write import prepare
 from pipeline.events import read_events
-from pipeline.rundir import JobDir, RunDir, write_json
+from pipeline.rundir import JobDir, write_json
 from pipeline.train.samplelog import read_sample_log
+from tests.helpers.train_jobs import write_glyphs, write_train_job
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 150
@@ -43,15 +41,7 @@ WORKER = [sys.executable, "-m", "pipeline.train.worker"]
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
-    source = GlyphsSource(
-        source="glyphs",
-        classes=6,
-        train_per_class=10,
-        test_per_class=3,
-        image_size=16,
-        write=WriteSettings(shard_samples=25),
-    )
-    prepare(source, run / "data" / "glyphs")
+    write_glyphs(run / "data" / "glyphs")
     return run
 
 
@@ -148,10 +138,7 @@ def add_job(run_dir: Path, digest: str, *, steps: int = STEPS, **engine: Any) ->
     view = DataView(path="data/glyphs", split="train")
     test = DataView(path="data/glyphs", split="test")
     job = TrainJob(data=view, validate_on=test, settings=settings, seed=1)
-    directory = RunDir(run_dir).job(digest)
-    description = {"schema": 1, "digest": digest, "name": "pretrain", "stage": "pretrain", "stage_version": 1}
-    write_json(directory.job, {**description, "slice": {}, "inputs": {}, "work": job.model_dump(mode="json")})
-    return directory
+    return write_train_job(run_dir, digest, job)
 
 
 def losses(job: JobDir, attempt: int | None = None) -> dict[int, float]:

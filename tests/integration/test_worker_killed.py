@@ -19,17 +19,15 @@ from pipeline.config import (
     CheckpointSettings,
     DataView,
     EngineSettings,
-    GlyphsSource,
     ModelSettings,
     OptimizerSettings,
     TrainJob,
     TrainSettings,
-    WriteSettings,
 )
-from pipeline.data.write import prepare
 from pipeline.events import read_events
-from pipeline.rundir import JobDir, RunDir, write_json
+from pipeline.rundir import JobDir
 from pipeline.train.samplelog import read_sample_log
+from tests.helpers.train_jobs import write_glyphs, write_train_job
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("worker_killed.py")
@@ -49,15 +47,7 @@ Jobs = dict[str, JobDir]
 @pytest.fixture(scope="module")
 def add_job(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], JobDir]:
     run = tmp_path_factory.mktemp("run")
-    source = GlyphsSource(
-        source="glyphs",
-        classes=6,
-        train_per_class=10,
-        test_per_class=3,
-        image_size=16,
-        write=WriteSettings(shard_samples=25),
-    )
-    prepare(source, run / "data" / "glyphs")
+    write_glyphs(run / "data" / "glyphs")
 
     def add(digest: str) -> JobDir:
         settings = TrainSettings(
@@ -72,11 +62,7 @@ def add_job(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], JobDir]
             log_every="1 steps",
         )
         view = DataView(path="data/glyphs", split="train")
-        job = TrainJob(data=view, settings=settings, seed=1).model_dump(mode="json")
-        directory = RunDir(run).job(digest)
-        head = {"schema": 1, "digest": digest, "name": "pretrain", "stage": "pretrain", "stage_version": 1}
-        write_json(directory.job, {**head, "slice": {}, "inputs": {}, "work": job})
-        return directory
+        return write_train_job(run, digest, TrainJob(data=view, settings=settings, seed=1))
 
     return add
 

@@ -9,11 +9,8 @@ import re
 import shutil
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +38,7 @@ from pipeline.data.remote import RemoteFile, is_remote
 from pipeline.data.view import open_view
 from pipeline.data.write import prepare
 from pipeline.errors import DataError, ReadError, UserError
+from tests.helpers.object_store import s3_server, use_s3
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -353,31 +351,12 @@ def test_a_shard_that_changed_since_it_was_indexed_is_named(server: Server, tmp_
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """moto's server in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(url, timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+    with s3_server() as url:
         yield url
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_training_and_evaluation_from_s3(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    use_s3(monkeypatch, s3)
     (tmp_path / "web").mkdir()
     glyphs = GlyphsSource(source="glyphs", classes=10, train_per_class=12, test_per_class=2, write=WRITE)
     prepare(glyphs, tmp_path / "local")

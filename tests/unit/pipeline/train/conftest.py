@@ -12,15 +12,13 @@ from pipeline.config import (
     DataView,
     EngineSettings,
     EvaluateJob,
-    GlyphsSource,
     ModelSettings,
     OptimizerSettings,
     TrainJob,
     TrainSettings,
-    WriteSettings,
 )
-from pipeline.data.write import prepare
 from pipeline.rundir import JobDir, RunDir, write_json
+from tests.helpers.train_jobs import write_glyphs
 
 MODEL = ModelSettings(name="vit_ti8", options={"width": 32, "depth": 2, "heads": 2, "mlp": 64})
 
@@ -38,15 +36,7 @@ def one_thread() -> Iterator[None]:
 def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six classes of drawings: 60 samples in train, 18 in test."""
     directory = tmp_path_factory.mktemp("glyphs")
-    source = GlyphsSource(
-        source="glyphs",
-        classes=6,
-        train_per_class=10,
-        test_per_class=3,
-        image_size=16,
-        write=WriteSettings(shard_samples=25),
-    )
-    prepare(source, directory)
+    write_glyphs(directory)
     return directory
 
 

@@ -2,11 +2,6 @@
 
 import json
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +9,14 @@ from typing import Any
 import fsspec
 import pytest
 
+from pipeline.data import remote as waits
 from pipeline.errors import ConfigError, EnvironmentUnfit, StopRequested
 from pipeline.events import Event, read_events
 from pipeline.rundir import JobDir
-from pipeline.train import remote as remote_module
 from pipeline.train.remote import RemoteCheckpoints, remote_name
 from pipeline.train.samplelog import read_sample_log
 from pipeline.train.worker import run
+from tests.helpers.object_store import s3_server, use_s3
 
 Add = Callable[..., JobDir]
 URL = "s3://checkpoints/runs"
@@ -28,32 +24,14 @@ URL = "s3://checkpoints/runs"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(url, timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+    with s3_server() as url:
         yield url
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An empty bucket; fsspec's S3 file system that sees it."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    use_s3(monkeypatch, server)
     files = fsspec.filesystem("s3", use_listings_cache=False)
     if files.exists("checkpoints"):
         files.rm("checkpoints", recursive=True)
@@ -161,7 +139,7 @@ def test_a_copy_without_a_whole_marker_does_not_exist(
 def test_a_store_that_breaks_is_told_and_training_goes_on(
     run_dir: Path, add_job: Add, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_module, "_FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(waits, "_FIRST_WAIT_S", 0.0)
     job = add_job(checkpoint={"every": "4 steps", "remote": URL})
     calls = iter(range(100))
 
@@ -180,7 +158,7 @@ def test_a_store_that_breaks_is_told_and_training_goes_on(
 def test_a_store_that_cannot_be_used_is_refused_before_the_first_step(
     run_dir: Path, add_job: Add, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_module, "_FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(waits, "_FIRST_WAIT_S", 0.0)
     job = add_job("missing", checkpoint={"remote": "s3://no-such-bucket/runs"})
     with pytest.raises(EnvironmentUnfit, match=r"writing to it of .* s3://no-such-bucket/runs"):
         run(run_dir, "missing", device="cpu")
