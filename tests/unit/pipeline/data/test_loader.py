@@ -15,7 +15,7 @@ import torch
 
 from pipeline.config import AugmentSettings, DataView, OrderSettings, WebdatasetSource
 from pipeline.data import assemble
-from pipeline.data.assemble import Bad, Batch
+from pipeline.data.assemble import STAND_IN, Bad, Batch
 from pipeline.data.describe import describe_batch
 from pipeline.data.loader import EvalLoader, TrainLoader
 from pipeline.data.manifest import load_manifest
@@ -294,6 +294,7 @@ def test_evaluation_counts_each_sample_once(glyphs: Path, world: int, samples: i
         lengths.append([len(batch.ids) for batch in batches])
         for part in batches:
             assert torch.equal(part.weights == 1, part.ids >= 0)
+            assert bool((part.images[part.ids < 0] == STAND_IN).all()), "padding is memory that nobody wrote"
             ids += part.ids[part.weights == 1].tolist()
     assert sorted(ids) == view.sample_id(np.arange(samples)).tolist()
     assert all(length == lengths[0] for length in lengths)
