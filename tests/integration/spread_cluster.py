@@ -83,7 +83,9 @@ def main() -> None:
             assert not fanout.poll(0.02), "the job ended before it could be stopped"
         job.stop.touch()
         stopped = outcome_of(fanout)
-        kept = {path.name: path.stat().st_mtime_ns for path in written.glob("*.tar")}
+        # A call that was stopped between the tar and its note has not finished this shard.
+        finished = [note.with_suffix(".tar") for note in written.glob("*.json")]
+        kept = {path.name: path.stat().st_mtime_ns for path in finished}
         job.stop.unlink()
         fanout.submit(prepare_job(cpus))
         done = outcome_of(fanout)
