@@ -93,6 +93,7 @@ class FlakyProxy:
         self.only = ""
         self.faults = 1_000_000
         self.requests = 0
+        self._closed = threading.Event()
         proxy, parts = self, urlsplit(target)
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -105,7 +106,7 @@ class FlakyProxy:
                     self.send_error(503)
                     return
                 if mode == "stall":
-                    time.sleep(proxy.stall_s)
+                    proxy._closed.wait(proxy.stall_s)
                 connection = http.client.HTTPConnection(str(parts.hostname), parts.port or 80, timeout=30)
                 headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
                 connection.request(self.command, self.path, body, headers)
@@ -132,6 +133,7 @@ class FlakyProxy:
         self._thread.start()
 
     def close(self) -> None:
+        self._closed.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -148,8 +148,8 @@ def test_a_signal_saves_ends_with_75_and_leaves_no_process(
     wait_for(lambda: last_step(tmp_path / "small") >= 6)
     started = command.descendants()
     send(command.process.pid, number)
-    assert command.wait(60) == 75, command.text
-    _, alive = psutil.wait_procs(started, timeout=30)
+    assert command.wait(180) == 75, command.text
+    _, alive = psutil.wait_procs(started, timeout=60)
     assert not alive, [process.cmdline() for process in alive]
     job = pretrain_of(tmp_path / "small")
     assert job is not None
@@ -159,7 +159,7 @@ def test_a_signal_saves_ends_with_75_and_leaves_no_process(
     wait_for(lambda: last_step(tmp_path / "small") > stopped)
     started = again.descendants()
     assert again.wait() == 0, again.text
-    _, alive = psutil.wait_procs(started, timeout=10)
+    _, alive = psutil.wait_procs(started, timeout=60)
     assert not alive, [process.cmdline() for process in alive]
     check_equal(tmp_path / "small", undisturbed)
 

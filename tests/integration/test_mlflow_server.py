@@ -137,13 +137,10 @@ def wait_for_requests(proxy: FlakyProxy, count: int) -> None:
 def test_nobody_waits_for_a_server_that_stalls(
     made: SyntheticRun, proxy: FlakyProxy, request: pytest.FixtureRequest
 ) -> None:
-    proxy.mode, proxy.stall_s = "stall", 5.0
-    began = time.monotonic()
+    proxy.mode, proxy.stall_s = "stall", 3600.0
     sent = mirror(made, proxy.url, request)
     sent.start()
-    assert time.monotonic() - began < 0.5
-    assert not sent.close(0.5)
-    assert time.monotonic() - began < 1.5
+    assert not sent.close(0.5)  # who waited here would not come back within the hour
 
 
 def test_the_next_command_sends_what_was_missed(

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -202,10 +201,8 @@ def test_closing_early_ends_the_threads(train_view: View) -> None:
     before = threading.active_count()
     loader = _loader(train_view, threads=4, steps=10_000)
     next(loader)
-    start = time.monotonic()
     loader.close()
     loader.close()
-    assert time.monotonic() - start < 2
     assert threading.active_count() == before
     assert list(loader) == []
 

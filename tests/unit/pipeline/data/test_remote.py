@@ -10,7 +10,6 @@ import shutil
 import socket
 import struct
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +49,8 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), partial(_Handler, directory))
         self.faults: deque[str] = deque()
         self.bytes_sent: Counter[str] = Counter()
+        self.requests = 0
+        self.ended = threading.Event()
 
     @property
     def url(self) -> str:
@@ -73,6 +74,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
+        self.server.requests += 1
         fault = self.server.faults.popleft() if body and self.server.faults else ""
         path = self._directory / self.path.lstrip("/")
         if fault == "503" or not path.is_file():
@@ -99,7 +101,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(data[: len(data) // 2])
             self.wfile.flush()
             if fault == "stall":
-                time.sleep(3)
+                self.server.ended.wait()
             # Linger 0: closing sends a reset instead of an orderly end.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
@@ -114,6 +116,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield server
+    server.ended.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -122,7 +125,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(remote, "STALL_S", 0.5)
+    monkeypatch.setattr(remote, "STALL_S", 1.0)
 
 
 def test_which_names_are_urls() -> None:
@@ -147,15 +150,13 @@ def test_faults_are_overcome(server: Server, tmp_path: Path, fault: str) -> None
     content = os.urandom(50_000)
     (tmp_path / "web/x").write_bytes(content)
     server.faults.extend([fault] * 2)
-    start = time.monotonic()
     file = RemoteFile(f"{server.url}/x")
     if fault == "flip":  # only a hash can tell
         read = file.read(100, 40_000, lambda data: data == content[100:40_000])
     else:
         read = file.read(100, 40_000)
     assert read == content[100:40_000]
-    assert not server.faults
-    assert time.monotonic() - start < 2.5  # a stalled connection is given up, not waited for
+    assert not server.faults  # a stalled connection is given up: the server would have it wait for ever
 
 
 def test_a_store_that_stays_broken_is_named(server: Server, tmp_path: Path) -> None:
@@ -172,10 +173,9 @@ def test_a_store_that_stays_broken_is_named(server: Server, tmp_path: Path) -> N
 
 
 def test_a_missing_file_is_not_tried_again(server: Server) -> None:
-    start = time.monotonic()
     with pytest.raises(DataError, match="nowhere cannot be read"):
         RemoteFile(f"{server.url}/nowhere").read(0, 10)
-    assert time.monotonic() - start < 1
+    assert server.requests == 1
 
 
 WRITE = WriteSettings(shard_samples=40, chunk_bytes=20_000)
