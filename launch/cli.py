@@ -7,22 +7,19 @@ command imports what it needs when it runs.
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
-from launch import launch_commands, plan_commands, retrain_commands
+from launch import launch_commands, plan_commands, retrain_commands, run_commands
 from launch.compare_command import compare
 from launch.data_commands import data_app
 from launch.model_commands import model_app
 from launch.schedule_commands import schedule_app
-from pipeline.errors import UserError, VitlineError
+from pipeline.errors import VitlineError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,79 +57,6 @@ def _options(
     ] = False,
 ) -> None:
     """Pre-trains Vision Transformers and shows what the pre-training bought."""
-
-
-# ---------------------------------------------------------------- run
-
-
-@app.command()
-def run(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would run and why")] = False,
-    first: Annotated[
-        str | None, typer.Option("--from", metavar="STAGE", help="begin with this stage")
-    ] = None,
-    last: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="end with this stage")] = None,
-    only: Annotated[str | None, typer.Option(metavar="STAGE", help="this stage and no other")] = None,
-    force: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STAGE", help="do it again, with what follows; old results are kept"),
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="of a running Ray cluster; default: one is started here")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Run a configuration from images to report; finished work is skipped.
-
-    Example: vitline run configs/demo.yaml pretrain.duration='200 steps'
-    """
-    from launch.run import dry_run as plan_only
-    from launch.run import run_config
-    from pipeline.config_io import load_config
-    from pipeline.graph import Selection
-
-    settings = load_config(config, overrides or [])
-    if address is not None:
-        settings = settings.model_copy(
-            update={"cluster": settings.cluster.model_copy(update={"address": address})}
-        )
-    if only is not None and (first is not None or last is not None):
-        raise UserError("--only beside --from or --until", "one of them", "leave the others out")
-    selection = Selection(first=only or first, last=only or last, force=frozenset(force or ()))
-    if dry_run:
-        plan_only(settings, selection, as_json=as_json)
-    else:
-        run_config(settings, selection, as_json=as_json, on_stop=_stop_on_signals)
-
-
-@app.command()
-def status(
-    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, as runs/demo")],
-    watch: Annotated[bool, typer.Option("--watch", help="draw it anew while the run has a driver")] = False,
-    as_json: Json = False,
-) -> None:
-    """Show the jobs of a run with state, time and result.
-
-    Example: vitline status runs/demo --watch
-    """
-    from launch.status import print_status
-
-    print_status(run_path, as_json=as_json, watch=watch)
-
-
-def _stop_on_signals(stop: threading.Event) -> None:
-    """First signal: stop in order, with checkpoints. Second Ctrl-C: at once."""
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        print("stopping: running jobs save and end; Ctrl-C once more ends at once", file=sys.stderr)
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------- config
@@ -228,7 +152,7 @@ def bench_data(context: typer.Context) -> None:
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )
 def bench_fanout(context: typer.Context) -> None:
-    """Time the orchestration alone: jobs that do nothing, packing, skipping; --help names the options.
+    """Time the orchestration alone, or simulate a large cluster (--simulate); --help names the options.
 
     Example: vitline bench fanout --jobs 1000 --csv fanout.csv
     """
@@ -237,7 +161,36 @@ def bench_fanout(context: typer.Context) -> None:
     bench(context.args)
 
 
+@bench_app.command(
+    "checkpoint",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def bench_checkpoint(context: typer.Context) -> None:
+    """Time checkpoints: their cost to training, save and load against plain files; --help names the options.
+
+    Example: vitline bench checkpoint --models vit_b16 --ranks 2 --work /where/checkpoints/go
+    """
+    from launch.bench.checkpoint import main as bench
+
+    bench(context.args)
+
+
+@bench_app.command(
+    "train",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def bench_train(context: typer.Context) -> None:
+    """Time our training loop beside loops of PyTorch alone, memory beside the plan; --help for options.
+
+    Example: vitline bench train --gpu --photos tests/data/photos
+    """
+    from launch.bench.train import main as bench
+
+    bench(context.args)
+
+
 # In the order of `vitline --help`.
+run_commands.register(app)
 app.command("compare")(compare)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")

@@ -144,7 +144,7 @@ class ClusterConfig(Settings):
     cpus_per_node: int | None = Field(None, ge=1, description="None: what the node or the scheduler says")
     join_timeout_s: int = Field(600, ge=10, description="until all nodes are there")
     preflight: Literal["full", "quick", "off"] = Field(
-        "quick", description="Slurm: checks of all nodes before the run; full: devices and network too"
+        "quick", description="checks of all nodes before the run; full: devices and network too"
     )
     environment: Annotated[dict[str, str], AfterValidator(_check_environment)] = Field(
         {}, description="variables on every node, as NCCL_SOCKET_IFNAME: ib0"

@@ -69,8 +69,10 @@ class RunDisplay:
         """The line that a change is worth; small jobs are only counted while all goes well."""
         name = planned.job.name
         if state == "failed":
-            # Of jobs whose input failed the input's own line says why.
-            return None if reason.startswith("its input") else f"{name}  failed  {reason}"
+            return f"{name}  failed  {reason}"
+        if state == "not run":
+            # The line of what failed says why; at the end they are counted.
+            return None
         if state == "waiting":
             # The first report of each job is the plan.
             return f"{name}  waits: {reason}" if planned.digest in self._seen else None
@@ -130,7 +132,7 @@ class RunDisplay:
         names = ", ".join(self._items[digest].job.name for digest in fan[:2])
         return (
             f"fan-out  {counts['done']}/{sum(counts.values())} done"
-            + (f", {counts['failed']} failed" if counts["failed"] else "")
+            + "".join(f", {counts[state]} {state}" for state in ("failed", "not run") if counts[state])
             + f"  running: {names}{' …' if len(fan) > 2 else ''}"
         )
 
@@ -147,8 +149,21 @@ def _progress_line(name: str, event: dict[str, Any]) -> str:
     return (
         f"{name}  step {step:,}/{steps:,}  loss {event['loss']:.4f}  {event['images_per_s']:,.0f} images/s"
         f"  lr {event['lr']:.2e}  position {event['position']:,} (epoch {event['epoch']:.2f})"
-        f"  {_duration(event['eta_s'])} left"
+        f"{_measured(event)}  {_duration(event['eta_s'])} left"
     )
+
+
+def _measured(event: dict[str, Any]) -> str:
+    """What else the event says of its steps; docs/metrics.md has the meanings."""
+    shown = (
+        ("grad_norm", "  gradient {:.2g}"),
+        ("update_ratio", "  update {:.1e}"),
+        ("mfu", "  MFU {:.1%}"),
+        ("data_wait_s", "  data wait {:.3f} s"),
+        ("communication", "  communication {:.0%}"),
+        ("memory_mib", "  memory {:,.0f} MiB"),
+    )
+    return "".join(text.format(event[name]) for name, text in shown if event.get(name) is not None)
 
 
 def _written_line(name: str, event: dict[str, Any]) -> str:

@@ -44,18 +44,17 @@ def run_doctor(config: RunConfig | None, address: str | None, asked: Asked) -> R
     return report
 
 
-def preflight(config: RunConfig, run: RunDir) -> None:
-    """What the driver calls once Ray is up, before pre-training: nothing for a gang that one node holds.
+def preflight(config: RunConfig, run: RunDir, *, quick: bool) -> Report:
+    """What the driver calls while it is connected to Ray; see launch/preflight.py.
 
     Raises:
         EnvironmentUnfit: a check failed; RUN/launch/doctor.json says all.
     """
     # Only now: importing Ray reads the environment that the driver has set.
-    from launch.doctor_examine import examine_cluster, one_node_holds
+    from launch.doctor_examine import examine_cluster
 
-    if one_node_holds(config):
-        return
     # A cluster's operator decides how it is closed off; a run only says what it sees.
-    report = examine_cluster(config, Asked(allow_open_ray=True))
+    report = examine_cluster(config, Asked(quick=quick, allow_open_ray=True))
     write_report(run, report)
     report.raise_if_unfit()
+    return report

@@ -28,12 +28,6 @@ from pipeline.errors import EnvironmentUnfit, UserError
 from pipeline.stages import prepare
 
 
-def one_node_holds(config: RunConfig) -> bool:
-    """Whether the run's gang fits on one node of the cluster."""
-    slots = alive_nodes(config).slots
-    return max(slots.values(), default=0) >= config.pretrain.gang.workers
-
-
 def examine_cluster(config: RunConfig | None, asked: Asked) -> Report:
     """All checks, on the cluster that this process is connected to."""
     began = time.monotonic()

@@ -24,16 +24,16 @@ _PROBE_S = 5.0
 
 def gang_fits(slots: Mapping[str, int], gang: GangSettings) -> Check:
     """`slots`: how many ranks each alive node can hold."""
-    room = sum(slots.values())
+    room, least = sum(slots.values()), gang.min_workers or gang.workers
     each = f"{gang.cpus_per_worker:g} CPU" + (
         f" and {gang.gpus_per_worker:g} GPU" if gang.gpus_per_worker else ""
     )
     return verdict(
         "gang size",
         "fail",
-        [f"{len(slots)} nodes hold {room} ranks of {each}"] if room < gang.workers else [],
+        [f"{len(slots)} nodes hold {room} ranks of {each}"] if room < least else [],
         f"{gang.workers} ranks, room for {room} on {len(slots)} nodes",
-        f"room for {gang.workers} ranks",
+        f"room for {least} ranks",
         f"add nodes, or set pretrain.gang.workers to {room} or fewer",
     )
 

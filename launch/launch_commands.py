@@ -38,6 +38,10 @@ class Role(StrEnum):
 
 Config = Annotated[Path, typer.Argument(help="configuration file, as configs/demo.yaml")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings, as pretrain.batch=256")]
+StopAfter = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="of the driver, as 3h50m: it saves and ends with 75 then"),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -64,6 +68,7 @@ def launch(
         typer.Option(metavar="DIR|-", help="where the files go, default RUN/launch; '-' prints the main one"),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="do not wait for the run (local, ray)")] = False,
+    stop_after: StopAfter = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON on stdout")] = False,
 ) -> None:
     """Put a run on this machine, a Ray cluster, Slurm or Kubernetes; the same command continues it.
@@ -71,16 +76,20 @@ def launch(
     Example: vitline launch slurm configs/demo.yaml --nodes 4 --cluster configs/clusters/slurm.yaml
     """
     from launch.cluster_config import load_cluster
+    from launch.stop_after import span_s
     from launch.submission import launch as put
     from launch.targets.request import make_request
     from pipeline.config_io import load_config
 
+    if stop_after is not None:
+        span_s(stop_after)  # a fault is said here, and not by the driver on the cluster
     request = make_request(
         load_config(config, overrides or []),
         load_cluster(cluster),
         Path.cwd(),
         nodes=nodes,
         gpus_per_node=gpus_per_node,
+        stop_after=stop_after,
     )
     code = put(
         target.value,
@@ -117,6 +126,7 @@ def node(
         Preflight | None, typer.Option(help="checks of all nodes before the run; default: quick with several")
     ] = None,
     join_timeout: Annotated[float, typer.Option(min=1, help="seconds until all nodes are there")] = 600,
+    stop_after: StopAfter = None,
 ) -> None:
     """Be one node of a cluster made for this run; node 0 drives it. Every node runs the same command.
 
@@ -132,12 +142,14 @@ def node(
         raise UserError(f"--role {role.value} with --index {index}", "node 0 as head", "leave --role out")
     if not job and nodes > 1:
         raise UserError("no --job", "one name for this start, the same on all nodes", "give --job")
+    # The checks come before the driver: see `preflight` below.
+    options = ["--preflight=off", *([] if stop_after is None else [f"--stop-after={stop_after}"])]
     run = run_dir_of(load_config(config, overrides or [])).path.resolve()
     started = Node(
         preflight=_preflight(
             preflight or (Preflight.quick if nodes > 1 else Preflight.off), config, overrides
         ),
-        driver=(sys.executable, "-m", "launch", "run", str(config), *(overrides or [])),
+        driver=(sys.executable, "-m", "launch", "run", str(config), *(overrides or []), *options),
         launch=run / "launch",
         meet=(meet or run / "launch" / f"node-{job or 'here'}").resolve(),
         job=job or f"here-{run}",

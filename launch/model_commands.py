@@ -176,8 +176,8 @@ def inspect_command(
     import torch
 
     from pipeline.report.insight import draw
-    from pipeline.report.trained import load_trained, read_images
     from pipeline.rundir import write_atomic, write_json
+    from pipeline.train.trained import load_trained, read_images
 
     trained = load_trained(_ours(checkpoint))
     if trained.note:

@@ -10,7 +10,8 @@
 
 MEET is a directory on shared storage, one for each start of a job. Nothing is tried for ever: a node that
 does not join, a head that does not appear and a Ray that ends too early each have their message and code.
-What is lost after the driver started (a worker, Ray's head) ends with 75: the same job continues the run.
+What is lost after the driver started (a worker, Ray's head) ends with 75: the same job continues the run. A
+worker that gets SIGTERM has what runs on it save and move before it ends (launch/node_worker.py).
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ import psutil
 from pipeline.cluster import RAY_ENVIRONMENT
 
 _STOP_S = 20.0
+# The longest that a node which has to go waits for what runs on it to save.
+DRAIN_S = 100.0
 _PR_SET_PDEATHSIG = 1
 # Paths of Unix sockets have at most 107 characters, and Ray adds about 75 to its directory.
 _TEMP_MAX = 30
@@ -120,11 +122,17 @@ def start_head(address: str, job: str, temp: Path, log: Path, resources: Sequenc
 
 
 def start_worker(address: str, ip: str, job: str, temp: Path, log: Path, resources: Sequence[str]) -> Child:
-    """`ray start` that joins the head at `address`."""
-    return _ray_start([f"--address={address}", f"--node-ip-address={ip}", *resources], ip, job, temp, log)
+    """`ray start` that joins the head at `address`.
+
+    SIGTERM has it announce that the node goes, and end once nothing runs there any more.
+    """
+    arguments = [f"--address={address}", f"--node-ip-address={ip}", *resources]
+    return _ray_start(arguments, ip, job, temp, log, drain_s=DRAIN_S)
 
 
-def _ray_start(arguments: Sequence[str], ip: str, job: str, temp: Path, log: Path) -> Child:
+def _ray_start(
+    arguments: Sequence[str], ip: str, job: str, temp: Path, log: Path, drain_s: float = 0
+) -> Child:
     agent = free_port(ip, preferred_port(f"{job} agent {temp}"))
     argv = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
@@ -136,17 +144,13 @@ def _ray_start(arguments: Sequence[str], ip: str, job: str, temp: Path, log: Pat
         *("--min-worker-port=0", "--max-worker-port=0"),
         *arguments,
     ]
-    return Child(argv, log, ray_environment())
+    # Nothing is left to drain when we stop a head; Ray's default would wait 30 s for that.
+    return Child(argv, log, {**ray_environment(), "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_s)})
 
 
 def ray_environment() -> dict[str, str]:
     """Variables that our Ray processes and drivers run with, unless the user set them."""
-    wanted = {
-        **RAY_ENVIRONMENT,
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
-        # Nothing is left to drain when we stop Ray; the default waits 30 s for that.
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    }
+    wanted = {**RAY_ENVIRONMENT, "RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 

@@ -1,4 +1,8 @@
-"""A worker of `vitline node`: finds the head, joins its Ray, ends with the head's exit code."""
+"""A worker of `vitline node`: finds the head, joins its Ray, ends with the head's exit code.
+
+SIGTERM or SIGINT means that this node has to go: Ray is told, so that what runs here saves and goes on
+elsewhere. Then the worker ends by itself where the run can do with fewer nodes, else with the head.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,8 @@ from pipeline.rundir import read_json, write_json
 
 # How long a worker whose Ray has ended waits for the head's verdict.
 _VERDICT_S = LOST_GRACE_S + 60.0
+# Ray asks the head before it ends, which may be gone by now.
+_RAY_STOP_S = 5.0
 # How long it waits for the head to clear up once it has its verdict.
 _HEAD_GONE_S = 20.0
 
@@ -32,7 +38,7 @@ def run_worker(node: Node, signals: Signals, temp: Path) -> int:
     try:
         code = _follow_head(node, signals, ray)
     finally:
-        ray.stop()
+        ray.stop(_RAY_STOP_S)
     # The head goes first: srun ends all other tasks with the first that fails.
     deadline = time.monotonic() + _HEAD_GONE_S
     while node_ray.answers(address) and time.monotonic() < deadline:
@@ -70,8 +76,13 @@ def _follow_head(node: Node, signals: Signals, ray: Child) -> int:
         asked += sum(number != signal.SIGUSR1 for number in signals.take())
         if deadline is None and (asked or ray.poll() is not None):
             deadline = time.monotonic() + _VERDICT_S
-            if not asked:
+            if asked:
+                print("vitline node: this node has to go; what runs on it saves first", file=sys.stderr)
+                ray.send(signal.SIGTERM)
+            else:
                 print(f"vitline node: Ray ended on this node:\n{ray.tail()}", file=sys.stderr)
+        if asked and ray.poll() is not None and node.min_nodes < node.nodes:
+            return StopRequested.exit_code
         if asked > 1 or (deadline is not None and time.monotonic() > deadline):
             return StopRequested.exit_code
         time.sleep(POLL_S)

@@ -2,7 +2,7 @@
 
     config ─► sizes (plan_data) ─► network ─┬─► memory of a rank (plan_memory) ─► fits? nearest (plan_fit)
                                             ├─► time (plan_time, plan_devices)
-                                            └─► disk: shards, checkpoints, weights
+                                            └─► disk: shards, checkpoints, weights (plan_disk)
 
 All of it is arithmetic; the only files read are a dataset's manifest and the events of a run that has been
 there before. Every figure that was not measured comes with the assumption behind it.
@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from launch.plan_answer import Disk, Given, RunPlan, Training
+from launch.plan_answer import Given, RunPlan, Training
 from launch.plan_data import PHOTO_BYTES, UNKNOWN_CLASSES, DataSize, size_of, size_of_pretraining
 from launch.plan_devices import GIB, Device, find_device
+from launch.plan_disk import disk_of
 from launch.plan_fit import nearest_that_fits
 from launch.plan_memory import Load, memory_of, moments_of
 from launch.plan_time import (
@@ -39,8 +40,6 @@ from pipeline.rundir import RunDir
 from pipeline.stages.checks import check_run
 from pipeline.train.network import network_of
 from pipeline.train.plan import batch_shape
-
-_SAMPLE_LOG_BYTES = 8
 
 
 def plan_config(config: RunConfig, given: Given) -> RunPlan:
@@ -81,7 +80,9 @@ def plan_config(config: RunConfig, given: Given) -> RunPlan:
         rate = held_by_decoding(rate, world * settings.threads)
     hours = training.images / rate.images_per_s / 3600
     transfer = plan_transfer(config, run, planned, sizes, device, rate if rate.measured else None, given.mfu)
-    disk = _disk(config, training, moments_of(settings), sizes, transfer)
+    rare = settings.checkpoint.keep_every
+    kept = 0 if rare is None else training.steps // steps_of(rare, settings.batch, data.train, "pre-training")
+    disk = disk_of(settings, training, moments_of(settings), kept, sizes, transfer.disk_bytes)
     device_hours = world * hours + transfer.device_hours
     return RunPlan(
         name=config.name,
@@ -208,23 +209,6 @@ def _rate(config: RunConfig, given: Given, device: Device, flops: float, run: Ru
     return assumed_rate(flops, settings, device, world, given.mfu)
 
 
-def _disk(
-    config: RunConfig, training: Training, moments: int, sizes: Mapping[str, DataSize], transfer: Transfer
-) -> Disk:
-    settings = config.pretrain
-    data = [size.disk_bytes for size in sizes.values()]
-    checkpoint = checkpoint_bytes(training.parameters, moments)
-    return Disk(
-        data=None if any(size is None for size in data) else sum(size or 0 for size in data),
-        checkpoint=checkpoint,
-        checkpoints=checkpoint * (settings.checkpoint.keep + 1),
-        # The weights of the last step are kept beside an average.
-        weights=4 * training.parameters * (1 if settings.average is None else 2),
-        sample_log=_SAMPLE_LOG_BYTES * training.images if settings.log_samples else 0,
-        transfer=transfer.disk_bytes,
-    )
-
-
 def network_gb_per_s(config: RunConfig, parameters: int, images_per_s: float) -> float:
     """What a rank sends in a second of training at this speed, 1e9 bytes.
 
@@ -235,11 +219,6 @@ def network_gb_per_s(config: RunConfig, parameters: int, images_per_s: float) ->
     passes = 3 if engine.stage == 3 else 2
     a_step = passes * 4 * parameters * (world - 1) / world
     return a_step * images_per_s / config.pretrain.batch / 1e9
-
-
-def checkpoint_bytes(parameters: int, moments: int) -> int:
-    """Tensors of one checkpoint over all ranks: float32 masters and moments, whatever the ZeRO stage."""
-    return 4 * parameters * (1 + moments)
 
 
 def _assumptions(

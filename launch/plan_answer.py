@@ -52,7 +52,9 @@ class Disk:
 
     data: int | None  # shards that the run writes itself; None: not known
     checkpoint: int  # fragments of all ranks of one checkpoint, file headers excluded
-    checkpoints: int  # those kept, and the one being written
+    kept_for_good: int  # checkpoints of `keep_every`
+    checkpoints: int  # all that are kept, the one being written, and those held for the copier
+    remote: int  # not under the run's directory: at checkpoint.remote
     weights: int
     sample_log: int
     transfer: int

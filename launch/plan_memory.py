@@ -120,9 +120,9 @@ def _states(parameters: int, load: Load) -> tuple[int, int, int, int]:
     stage = load.engine.stage
     return (
         split if stage == 3 else whole,
-        whole if stage == 1 else split,
-        split,
-        load.moments * split,
+        whole if stage < 2 else split,
+        split if stage else 0,
+        load.moments * (split if stage else whole),
     )
 
 

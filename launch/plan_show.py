@@ -99,13 +99,17 @@ def _time(plan: RunPlan) -> list[tuple[str, str, str]]:
 def _disk(plan: RunPlan) -> list[tuple[str, str, str]]:
     disk = plan.disk
     data = "not known" if disk.data is None else _gib(disk.data)
+    rare = f", {disk.kept_for_good} of them for good" if disk.kept_for_good else ""
+    held = ", two that may wait to be copied" if disk.remote else ""
+    copies = [("", _gib(disk.remote), "copies at checkpoint.remote, not in the sum")] if disk.remote else []
     return [
         ("disk", _gib(disk.total), "under the run's directory"),
         (
             "",
             _gib(disk.checkpoints),
-            f"checkpoints of {_gib(disk.checkpoint)}: those kept, and one in the making",
+            f"checkpoints of {_gib(disk.checkpoint)}: those kept{rare}, one in the making{held}",
         ),
+        *copies,
         ("", data, "shards that the run writes; adopted ones stay where they are"),
         ("", _gib(disk.weights + disk.sample_log), "weights and sample log"),
         ("", _gib(disk.transfer), "fine-tunings"),

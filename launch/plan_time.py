@@ -51,9 +51,9 @@ def assumed_rate(
 ) -> Rate:
     """From the device's published peak and a share of it, given or assumed."""
     precision = settings.engine.precision
-    share = assumed_mfu(device, precision) if mfu is None else mfu
+    share = assumed_mfu(device, settings.engine.arithmetic) if mfu is None else mfu
     useful = share / (_RECOMPUTED if settings.engine.activation_checkpointing else 1)
-    peak = device.peak_tflops[precision]
+    peak = device.peak_tflops[settings.engine.arithmetic]
     how = (
         f"{'assumed' if mfu is None else 'given'}: {share:.0%} of {device.name}'s {peak:g} TFLOP/s "
         f"in {precision} ({device.source})"
@@ -97,7 +97,7 @@ def measured_rate(
 
 def measured_again(rate: Rate, device: Device, settings: TrainSettings, measured_on: Device) -> Rate:
     """Another training on one device at the share of the peak that was measured: images of one operation."""
-    peak = device.peak_tflops[settings.engine.precision] * rate.mfu
+    peak = device.peak_tflops[settings.engine.arithmetic] * rate.mfu
     how = f"the share of {measured_on.name}'s peak that pre-training reached, {rate.mfu:.1%}"
     return Rate(peak * 1e12, rate.mfu, True, how)
 
@@ -105,7 +105,7 @@ def measured_again(rate: Rate, device: Device, settings: TrainSettings, measured
 def _share(
     images_per_s: float, flops_per_image: float, settings: TrainSettings, device: Device, world: int
 ) -> float:
-    return images_per_s * flops_per_image / (world * device.peak_tflops[settings.engine.precision] * 1e12)
+    return images_per_s * flops_per_image / (world * device.peak_tflops[settings.engine.arithmetic] * 1e12)
 
 
 # ---------------------------------------------------------------- a run's own figures

@@ -15,9 +15,8 @@ from pipeline.config import RunConfig
 from pipeline.driver import run_dir_of
 from pipeline.errors import Busy, UserError
 from pipeline.lease import Lease
-from pipeline.retrain.freshness import decide
 from pipeline.retrain.notify import notify
-from pipeline.retrain.opening import Scene, find_data, settings_of
+from pipeline.retrain.opening import Scene, settings_of, wanted
 from pipeline.retrain.promotion import promote_by_hand, roll_back
 from pipeline.retrain.rounds import tracking_uri
 from pipeline.retrain.state import State
@@ -68,7 +67,7 @@ def dry_tick(config: RunConfig, *, as_json: bool) -> int:
     if current is not None:
         answer = Answer("running", f"{current.phase}: {current.reason}", current.run)
     else:
-        fresh = decide(scene.settings.data, find_data(scene), scene.state.last_seen(), scene.clock())
+        _, fresh = wanted(scene, None)
         answer = Answer("due" if fresh.due else "skipped", fresh.reason)
     _print(scene.state, answer, as_json=as_json)
     return 0 if answer.decision == "due" else 3
@@ -128,14 +127,27 @@ def _explain(state: State, event: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- by hand
 
 
+def pause(config: RunConfig, reason: str | None) -> None:
+    """Let no round begin, or with None let them begin again."""
+    scene = scene_of(config)
+    with _alone(scene) as note:
+        before = scene.state.paused()
+        if reason is None and before is None:
+            raise UserError("no pause", "a schedule that is paused", "nothing to do: rounds may begin")
+        scene.state.pause(reason)
+        said = f"no longer paused ({before})" if reason is None else f"paused: {reason}"
+        note("resumed" if reason is None else "paused", None, said)
+    print(f"{scene.registry.name}: {said}")
+
+
 @contextmanager
-def _alone(scene: Scene) -> Iterator[Callable[[str, str, str], None]]:
+def _alone(scene: Scene) -> Iterator[Callable[[str, str | None, str], None]]:
     """Under the lease, with a number of its own; gives what notes a decision in the ledger."""
     state = scene.state
     with Lease(state.lease):
         fence = state.next_fence()
 
-        def note(decision: str, version: str, why: str) -> None:
+        def note(decision: str, version: str | None, why: str) -> None:
             state.check_fence(fence)
             event = {"event": "by hand", "time": scene.clock(), "fence": fence}
             state.note({**event, "decision": decision, "version": version, "why": why})

@@ -31,6 +31,10 @@ def retrain(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what a tick would do")] = False,
     history: Annotated[bool, typer.Option("--history", help="print every decision so far")] = False,
     why: Annotated[bool, typer.Option("--why", help="explain the last decision by its evidence")] = False,
+    pause: Annotated[
+        str | None, typer.Option(metavar="REASON", help="let no round begin; one that has begun goes on")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="let rounds begin again after --pause")] = False,
     as_json: Json = False,
 ) -> None:
     """One tick: train anew when new data has come, and promote the result if it is no worse.
@@ -41,13 +45,20 @@ def retrain(
     Exit codes: 0 started or promoted, 3 nothing to do, 5 failed, 6 not promoted, 8 another tick is at it.
     """
     from launch.retrain import dry_tick, print_history, run_tick
+    from launch.retrain import pause as set_pause
     from pipeline.config_io import load_config
     from pipeline.errors import UserError
 
     settings = load_config(config, overrides or [])
-    if sum((history, why, dry_run, wait or force is not None)) > 1:
-        raise UserError("several of --history, --why, --dry-run and a tick", "one", "leave the others out")
-    if history or why:
+    if sum((history, why, dry_run, pause is not None, resume, wait or force is not None)) > 1:
+        raise UserError(
+            "several of --history, --why, --dry-run, --pause, --resume and a tick",
+            "one",
+            "leave the others out",
+        )
+    if pause is not None or resume:
+        set_pause(settings, pause)
+    elif history or why:
         print_history(settings, as_json=as_json, last_only=why)
     elif dry_run:
         raise typer.Exit(dry_tick(settings, as_json=as_json))

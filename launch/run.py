@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from launch.display import RunDisplay
+from launch.preflight import Preflight
+from launch.stop_after import stopping_after
 from pipeline.config import RunConfig
 from pipeline.driver import Driver, plan_run, run_dir_of, write_outcome
 from pipeline.errors import VitlineError
+from pipeline.executor import RayExecutor
 from pipeline.graph import Planned, Selection, select
 from pipeline.lease import Lease
 from pipeline.rundir import RunDir
@@ -49,7 +53,13 @@ def dry_run(config: RunConfig, selection: Selection, *, as_json: bool) -> None:
 
 
 def run_config(
-    config: RunConfig, selection: Selection, *, as_json: bool, on_stop: Callable[[threading.Event], None]
+    config: RunConfig,
+    selection: Selection,
+    *,
+    as_json: bool,
+    on_stop: Callable[[threading.Event], None],
+    stop_after_s: float | None = None,
+    preflight: Literal["full", "quick", "off"] = "quick",
 ) -> None:
     """Do all that is due and print the comparison.
 
@@ -58,10 +68,13 @@ def run_config(
         selection: which part of the plan to do.
         as_json: print the outcome as one JSON object.
         on_stop: called with the event that asks the driver to stop; installs the signal handlers.
+        stop_after_s: from now, to stop by itself; None: when all is done.
+        preflight: how much is looked at before a gang of several nodes starts.
 
     Raises:
         VitlineError: see pipeline/driver.py; RUN/result.json holds the outcome in any case.
     """
+    began = time.monotonic()
     check_run(config)
     run = run_dir_of(config)
     with Lease(run.lease) as lease:
@@ -69,7 +82,9 @@ def run_config(
         due = [item for item in planned if item.state == "due"]
         Console(stderr=True, highlight=False).print(f"{config.name}: {_count(planned)}")
         if due:
-            _drive(config, run, lease, planned, on_stop)
+            left_s = None if stop_after_s is None else stop_after_s - (time.monotonic() - began)
+            look = None if preflight == "off" else Preflight(config, run, due, quick=preflight == "quick")
+            _drive(config, run, lease, planned, on_stop, left_s, look)
         write_outcome(run, 0, None)
     _print_end(config, run, planned, as_json=as_json)
 
@@ -80,13 +95,24 @@ def _drive(
     lease: Lease,
     planned: Sequence[Planned],
     on_stop: Callable[[threading.Event], None],
+    left_s: float | None,
+    preflight: Preflight | None,
 ) -> None:
     mirror = _start_mirror(config, run)
+    stop = threading.Event()
     try:
-        with RunDisplay(run, list(planned)) as display:
-            stop = threading.Event()
+        with RunDisplay(run, list(planned)) as display, stopping_after(left_s, stop):
             on_stop(stop)
-            Driver(config, run, lease, display, stop, lambda: on_stop(stop)).drive(planned)
+            executor = RayExecutor(
+                config, run, before_gang=None if preflight is None else preflight.before_gang
+            )
+
+            def connected() -> None:
+                on_stop(stop)
+                if preflight is not None:
+                    preflight.when_connected(executor.nodes())
+
+            Driver(config, run, lease, display, stop, connected, executor).drive(planned)
     except VitlineError as error:
         write_outcome(run, error.exit_code, str(error))
         raise

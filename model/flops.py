@@ -8,14 +8,13 @@ backward of twice that). How well this fits the printed values is in docs/result
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from model.config import BiTConfig, ModelConfig, ViTConfig, as_pair
-from model.resnet import same_padding, unit_plan
-from model.stem import ROOT_CHANNELS, stem_channels, stem_plan
-from model.zoo import build
+from model.plans import ROOT_CHANNELS, same_padding, stem_channels, stem_plan, unit_plan
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FLOPS_PER_MAC = 2
 FORWARD_AND_BACKWARD = 3
@@ -53,12 +52,17 @@ class Conv:
         return sum(min(start + self.kernel, length) - max(start, 0) for start in starts)
 
 
-def count_parameters(model: nn.Module | ModelConfig, *, head: bool = True) -> int:
+def count_parameters(model: "nn.Module | ModelConfig", *, head: bool = True) -> int:
     """Trainable numbers of a model or of a configuration; nothing is allocated for the latter.
 
     `head` false leaves out the last linear layer and the hidden layer before it.
     """
-    if not isinstance(model, nn.Module):
+    if isinstance(model, BiTConfig | ViTConfig):
+        # All else here is arithmetic, which the driver of a run does without PyTorch.
+        import torch
+
+        from model.zoo import build
+
         with torch.device("meta"):
             model = build(model)
     left_out = () if head else ("head.", "pre_logits.")

@@ -7,14 +7,13 @@ has a bias.
 Axes: B batch, C channels, H and W pixels, D = channels of the last stage.
 """
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import BiTConfig, EpsPlace
 from model.interface import ImageModel, check_images
+from model.plans import same_padding, unit_plan
 
 GROUPS = 32  # of every group norm
 
@@ -127,19 +126,3 @@ def pad_same(x_BCHW: Tensor, kernel: int, stride: int, value: float = 0.0) -> Te
     top, bottom = same_padding(x_BCHW.shape[2], kernel, stride)
     left, right = same_padding(x_BCHW.shape[3], kernel, stride)
     return F.pad(x_BCHW, (left, right, top, bottom), value=value)
-
-
-def same_padding(length: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Pixels before and behind an axis for ceil(length / stride) windows; the odd one goes behind."""
-    missing = max((-(-length // stride) - 1) * stride + kernel - length, 0)
-    return missing // 2, missing - missing // 2
-
-
-def unit_plan(config: BiTConfig) -> Iterator[tuple[int, int, int]]:
-    """Channels before, channels after and stride of each residual unit."""
-    before = 64 * config.width_factor
-    for stage, units in enumerate(config.blocks):
-        after = 256 * config.width_factor * 2**stage
-        for unit in range(units):
-            yield before, after, 2 if stage > 0 and unit == 0 else 1
-            before = after

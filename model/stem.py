@@ -7,15 +7,12 @@ differ between the authors' code and timm; they are part of the configuration.
 Axes: B batch, C channels, H and W pixels.
 """
 
-from collections.abc import Iterator
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ViTConfig
+from model.plans import ROOT_CHANNELS, stem_plan
 from model.resnet import GROUPS, StandardisedConv, pad_same
-
-ROOT_CHANNELS = 64
 
 
 class Stem(nn.Module):
@@ -75,20 +72,3 @@ def conv(config: ViTConfig, before: int, after: int, kernel: int, stride: int) -
     return StandardisedConv(
         before, after, kernel, stride, config.stem_conv_eps, config.stem_conv_eps_in, same=True
     )
-
-
-def stem_plan(config: ViTConfig) -> Iterator[tuple[int, int, int]]:
-    """Channels before, channels after and stride of each residual unit."""
-    before = ROOT_CHANNELS
-    for stage, units in enumerate(config.stem or ()):
-        after = 256 * 2**stage
-        for unit in range(units):
-            yield before, after, 2 if stage > 0 and unit == 0 else 1
-            before = after
-
-
-def stem_channels(config: ViTConfig) -> int:
-    """Channels that the patch embedding sees: 3 without a stem."""
-    if config.stem is None:
-        return 3
-    return 256 * 2 ** (len(config.stem) - 1) if config.stem else ROOT_CHANNELS

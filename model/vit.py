@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from model.config import ViTConfig
 from model.interface import ImageModel, check_images
+from model.plans import stem_channels
 from model.pooling import AttentionPool
 from model.positions import Positions, RelativeOffsets
-from model.stem import Stem, stem_channels
+from model.stem import Stem
 
 
 class ViT(ImageModel):

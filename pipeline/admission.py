@@ -61,6 +61,11 @@ def _places(job: Job, room: Resources) -> float:
     return max(0, min(counts, default=math.inf))
 
 
+def on_one_node(item: Planned, nodes: Iterable[Resources]) -> bool:
+    """Whether a single node holds all ranks of a gang."""
+    return any(fits(needs(item), node) for node in nodes)
+
+
 def lacking(waiting: Iterable[Planned], nodes: Sequence[Resources]) -> tuple[Planned, str] | None:
     """The first job that does not fit even into the idle cluster, and the sentence that says so."""
     room = total(nodes)

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -26,6 +27,8 @@ RAY_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
+    # Else a thread that asks Ray something after its end starts a cluster of its own.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # A cut host is noticed in 5 s; the defaults took 64 s (docs/architecture.md, faults).
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
@@ -33,14 +36,30 @@ RAY_ENVIRONMENT = {
     "RAY_health_check_failure_threshold": "5",
 }
 
-
+# Ray's own default of the time after which a process ends itself when the head does not answer.
+_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+_PATIENCE_S = 60.0
 _END_S = 5.0
 
 
+class Cluster(NamedTuple):
+    """A cluster that a driver is connected to.
+
+    Args:
+        look: what each living node has, name → amount, busy or not; a node that is to be taken away counts
+            as gone. Hangs or raises when the head is gone.
+        name: for messages.
+        patience_s: how long the head may fail to answer before the driver gives it up.
+    """
+
+    look: Callable[[], list[dict[str, float]]]
+    name: str
+    patience_s: float
+
+
 @contextlib.contextmanager
-def connect(run: RunDir, address: str | None) -> Iterator[Callable[[], list[Mapping[str, float]]]]:
-    """Ray for the time of a `with` block; yields a function that says what each living node has, name →
-    amount, busy or not. A node that is to be taken away counts as gone.
+def connect(run: RunDir, address: str | None) -> Iterator[Cluster]:
+    """Ray for the time of a `with` block.
 
     Without an address a cluster of this machine is started, with a token of its own in the run's
     directory that nobody else can read, and ended with the block. With one, that cluster is joined.
@@ -50,47 +69,83 @@ def connect(run: RunDir, address: str | None) -> Iterator[Callable[[], list[Mapp
     """
     os.environ.update({name: value for name, value in RAY_ENVIRONMENT.items() if name not in os.environ})
     address = address or os.environ.get("RAY_ADDRESS")
-    temporary: str | None = None
-    if address is None:
-        _own_token(run.launch / "ray_token")
-        # Sockets of Unix have short names, so not inside the run's directory.
-        temporary = tempfile.mkdtemp(prefix="vitline-ray-")
+    patience_s = float(os.environ.get(_PATIENCE, _PATIENCE_S))
+    # Ray would end this process without a word of ours; we give up before it does.
+    given = {_PATIENCE: str(round(patience_s + 30))}
+    options: dict[str, Any] = {"address": address}
+    with contextlib.ExitStack() as stack:
+        if address is None:
+            given |= _own_token(run.launch / "ray_token")
+            options = {
+                "include_dashboard": False,
+                "_temp_dir": stack.enter_context(_temporary()),
+                "object_store_memory": 100 * 2**20,
+            }
+        name = address or "this machine"
+        stack.enter_context(_environment(given))
+        stack.enter_context(_session(name, **options))
+        # The environment is set now, and Ray imported.
+        import ray
+
+        from pipeline.preemption import leaving_nodes
+
+        def staying() -> list[dict[str, float]]:
+            leaving = leaving_nodes()
+            alive = (node for node in ray.nodes() if node["Alive"])
+            return [dict(node["Resources"]) for node in alive if node["NodeID"] not in leaving]
+
+        yield Cluster(staying, name, patience_s)
+
+
+@contextlib.contextmanager
+def _environment(given: Mapping[str, str]) -> Iterator[None]:
+    """Variables for the time of a `with` block; the next cluster of this process has others."""
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _session(name: str, **options: Any) -> Iterator[None]:
+    """Ray, and no process of it left that this one started."""
     before = set(psutil.Process().children(recursive=True))
     # Only now: importing Ray reads the environment.
     import ray
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
+    # It remembers the token of the last cluster that this process was connected to.
+    AuthenticationTokenLoader.instance().reset_cache()
     try:
-        if address is None:
-            ray.init(
-                include_dashboard=False,
-                _temp_dir=temporary,
-                configure_logging=False,
-                log_to_driver=False,
-                object_store_memory=100 * 2**20,
-            )
-        else:
-            ray.init(address=address, configure_logging=False, log_to_driver=False)
+        ray.init(configure_logging=False, log_to_driver=False, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise EnvironmentUnfit(
-            f"Ray at {address or 'this machine'} did not start or answer: {error}",
+            f"Ray at {name} did not start or answer: {error}",
             "a cluster that answers and accepts this token",
             "check the address, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH; or leave --address out",
         ) from error
-    # Imports Ray.
-    from pipeline.preemption import leaving_nodes
-
-    def staying() -> list[Mapping[str, float]]:
-        leaving = leaving_nodes()
-        return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-
     try:
-        yield staying
+        yield
     finally:
         started = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
-        if temporary is not None:
-            _end(started)
-            shutil.rmtree(temporary, ignore_errors=True)
+        _end(started)
+
+
+@contextlib.contextmanager
+def _temporary() -> Iterator[str]:
+    # Sockets of Unix have short names, so not inside the run's directory.
+    path = tempfile.mkdtemp(prefix="vitline-ray-")
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _end(processes: set[psutil.Process]) -> None:
@@ -102,12 +157,12 @@ def _end(processes: set[psutil.Process]) -> None:
             process.kill()
 
 
-def _own_token(path: Path) -> None:
-    """Left alone, Ray writes one token for all clusters of a user, readable by everybody."""
+def _own_token(path: Path) -> dict[str, str]:
+    """Variables that name a new token. Left alone, Ray writes one for all clusters of a user, readable by
+    everybody."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path.resolve())
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path.resolve())}

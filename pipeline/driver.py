@@ -87,7 +87,7 @@ class Driver:
 
         Raises:
             JobsFailed: some jobs failed for good; all others that could be done are done.
-            VitlineError: the data or the pre-training failed; nothing else was started after that.
+            VitlineError: the pre-training or its data failed; nothing else was started after that.
             StopRequested: `self.stop` was set; every running job has saved and ended.
             EnvironmentUnfit: the cluster can never run one of the jobs.
             Busy: another driver took the run over.
@@ -143,8 +143,9 @@ class Driver:
         if work.failed:
             first, error = next(iter(work.failed.items()))
             rest = f" and {len(work.failed) - 1} more" if len(work.failed) > 1 else ""
+            left_out = f"{len(work.not_run)} that need what failed were not run; " if work.not_run else ""
             raise JobsFailed(
-                f"{first}{rest} failed; {len(work.done)} jobs are done. The first said:\n{error}",
+                f"{first}{rest} failed; {left_out}{len(work.done)} jobs are done. The first said:\n{error}",
                 "all jobs done",
                 f"see {self.run.path}/jobs/*/logs, mend it, run again: only what is missing runs",
             )
@@ -155,7 +156,10 @@ class Driver:
         """The report of all that is done; it counts as done only when nothing is missing."""
         item = next((item for item in planned if item.job.stage == compare.STAGE), None)
         digests = {p.job.name: p.digest for p in planned if p.job.name in work.done}
-        if item is None or item.state == "done" or not any(name.startswith("evaluate/") for name in digests):
+        if item is None or item.state == "done":
+            return
+        if not any(name.startswith("evaluate/") for name in digests):
+            self._report(item, "not run", "nothing was evaluated")
             return
         # Matplotlib takes seconds to import.
         from pipeline.report.build import build
@@ -165,7 +169,8 @@ class Driver:
         write_job(self.config, self.run, item)
         paths = build(self.run, self.config.model_dump(mode="json"), digests)
         if work.failed:
-            self._report(item, "failed", f"{len(work.failed)} jobs are missing in the report")
+            missing = len(work.failed) + len(work.not_run)
+            self._report(item, "failed", f"{missing} jobs are missing in the report")
             return
         job = read_json(self.run.job(item.digest).job)
         assert job is not None

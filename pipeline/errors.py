@@ -11,6 +11,7 @@
     ├── EnvironmentUnfit       7  yes   a tool, a cluster or a store is not fit for the run
     ├── Busy                   8  yes   another driver holds the lease
     └── StopRequested         75  yes   stopped on request; the same command continues
+        └── ClusterLost       75  yes   Ray's head is gone; the same command continues
 
 A message has three parts: what was found, what was expected, what to do. The command line prints
 these and no traceback. Anything else that escapes is our own bug: exit code 1, with traceback.
@@ -104,3 +105,7 @@ class StopRequested(VitlineError):
 
     exit_code = 75
     retry = True
+
+
+class ClusterLost(StopRequested):
+    """Ray's head does not answer any more; what was saved is there for the next start."""

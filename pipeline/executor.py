@@ -10,7 +10,7 @@ Time passes only here: the driver waits in `poll` and asks `now`, and nothing ab
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipeline.admission import Resources
 from pipeline.cluster import connect
 from pipeline.config import RunConfig
 from pipeline.graph import Outcome, Planned
+from pipeline.nodewatch import NodeWatch
 from pipeline.rundir import JobDir, RunDir
 from pipeline.stages.catalog import write_job
 from pipeline.stages.cost import CostEstimate
@@ -28,15 +29,13 @@ if TYPE_CHECKING:
     from pipeline.fanout import Fanout
     from pipeline.gang import Gang
 
-_LOOK_S = 1.0  # between two looks at the cluster's nodes
-
 
 class Executor(Protocol):
     def connected(self) -> AbstractContextManager[None]:
         """The cluster is there for the time of a `with` block."""
 
     def nodes(self) -> list[Resources]:
-        """What each living node has, busy or not."""
+        """What each living node has, busy or not. Raises ClusterLost when nobody says so any more."""
 
     def now(self) -> float:
         """Seconds of a clock that only goes forward."""
@@ -51,7 +50,7 @@ class Executor(Protocol):
         """Have a running job save and end."""
 
     def poll(self, timeout_s: float) -> list[Outcome]:
-        """Attempts that ended; waits at most `timeout_s` for the first."""
+        """Attempts that ended; waits at most `timeout_s` for the first. Raises ClusterLost."""
 
 
 class RayExecutor:
@@ -60,6 +59,7 @@ class RayExecutor:
     Args:
         describe: writes job.json; default: as its stage says.
         work: what a task does with run directory and digest; default: the job (pipeline/stages/execute.py).
+        before_gang: called with each gang that is about to start, and the nodes; may refuse it.
     """
 
     def __init__(
@@ -68,32 +68,28 @@ class RayExecutor:
         run: RunDir,
         describe: Callable[[Planned], None] | None = None,
         work: Callable[[str, str], None] | None = None,
+        before_gang: Callable[[Planned, Sequence[Resources]], None] | None = None,
     ) -> None:
+        self._before_gang = before_gang
         self._config, self._run, self._work = config, run, work
         self._describe = describe or (lambda item: write_job(config, run, item))
         self._cost = CostEstimate(config, run)
         self._fanout: Fanout
         self._gangs: dict[str, Gang] = {}
         self._checkpoints: dict[str, str] = {}  # digest of a gang → its newest when the attempt began
-        self._look: Callable[[], list[Resources]]
-        self._nodes: list[Resources] = []
-        self._looked_at = float("-inf")
+        self._watch: NodeWatch
 
     @contextmanager
     def connected(self) -> Iterator[None]:
-        with connect(self._run, self._config.cluster.address) as look:
+        with connect(self._run, self._config.cluster.address) as cluster, NodeWatch(*cluster) as self._watch:
             # Imports Ray, whose environment is set by now.
             from pipeline.fanout import Fanout
 
             self._fanout = Fanout(self._run.path, self._work)
-            self._look = look
             yield
 
     def nodes(self) -> list[Resources]:
-        if time.monotonic() - self._looked_at >= _LOOK_S:
-            self._looked_at = time.monotonic()
-            self._nodes = self._look()
-        return self._nodes
+        return self._watch.nodes()
 
     def now(self) -> float:
         return time.monotonic()
@@ -108,6 +104,8 @@ class RayExecutor:
         if not item.job.workers:
             self._fanout.submit(item)
             return
+        if self._before_gang is not None:
+            self._before_gang(item, self.nodes())
         # Imports Ray Train, which takes seconds.
         from pipeline.gang import Gang
 
@@ -118,6 +116,7 @@ class RayExecutor:
         self._run.job(digest).stop.touch()
 
     def poll(self, timeout_s: float) -> list[Outcome]:
+        self._watch.check()
         ended = self._fanout.poll(timeout_s)
         for gang in list(self._gangs.values()):
             outcome = gang.poll()
@@ -130,7 +129,7 @@ class RayExecutor:
 
     def _with_progress(self, outcome: Outcome) -> Outcome:
         # A gang that lost a host must not ask for it again: its next start would wait for it.
-        self._looked_at = float("-inf")
+        self._watch.renew()
         newest = _newest_checkpoint(self._run.job(outcome.digest))
         return replace(outcome, progressed=newest > self._checkpoints.pop(outcome.digest))
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name n
 
 import ray.train  # noqa: E402
 from ray import PlacementGroupID  # noqa: E402
-from ray.exceptions import RayActorError  # noqa: E402
+from ray.exceptions import RayError, RayTaskError  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
 from ray.train.v2._internal.callbacks import DatasetsCallback  # noqa: E402
 from ray.train.v2._internal.callbacks.placement_group_callback import (  # noqa: E402
@@ -78,23 +79,30 @@ class Gang:
     def _fit(self) -> None:
         digest = self.planned.digest
         mark(self._run_dir, digest, "starting")
+        try:
+            self._outcome = self._attempt()
+        except Exception as error:
+            # Whatever ends this thread must reach the driver, which else waits for ever.
+            self._outcome = Outcome(digest=digest, error=f"{type(error).__name__}: {error}", retry=False)
+        finally:
+            mark(self._run_dir, digest, "ended")
+
+    def _attempt(self) -> Outcome:
+        digest = self.planned.digest
         before = _places()
         try:
             self._trainer().fit()
         except TrainingFailedError as error:
-            self._outcome = _failure(digest, error)
-        except RayActorError as error:
-            # Ray Train's controller was lost: killed, or its node gone. Its ranks end with it.
+            return _failure(digest, error)
+        except RayTaskError:
+            raise  # from inside the controller: it would come again
+        except RayError as error:
+            # Ray Train's controller was lost: killed, by Ray itself where memory was short, or its node gone.
+            # Its ranks end with it.
             _free_places(before)
-            self._outcome = Outcome(digest=digest, error=f"the gang's controller: {error}", retry=True)
-        except Exception as error:
-            # Whatever ends this thread must reach the driver, which else waits for ever.
-            self._outcome = Outcome(digest=digest, error=f"{type(error).__name__}: {error}", retry=False)
-        else:
-            done = (self._run_dir / "jobs" / digest / "result.json").exists()
-            self._outcome = Outcome(digest=digest, stopped=not done)
-        finally:
-            mark(self._run_dir, digest, "ended")
+            return Outcome(digest=digest, error=f"the gang's controller: {error}", retry=True)
+        done = (self._run_dir / "jobs" / digest / "result.json").exists()
+        return Outcome(digest=digest, stopped=not done)
 
     def _trainer(self) -> TorchTrainer:
         job = self.planned.job
@@ -177,13 +185,13 @@ def _rank(config: dict[str, Any]) -> None:
     from pipeline.train import worker
 
     with preemption.notice() as leaving:
-        steps = 0
+        polls = 0
 
         def stop_asked() -> bool:
-            """Called by the loop at each step, once the step's gradients are there."""
-            nonlocal steps
-            steps += 1
-            if first and steps == 1:
+            """Called before the first step, and in each step once its gradients are there."""
+            nonlocal polls
+            polls += 1
+            if first and polls == 2:
                 mark(run_dir, digest, "step")
             return leaving()
 
@@ -200,12 +208,16 @@ def _failure(digest: str, error: TrainingFailedError) -> Outcome:
     if any(preemption.was_preempted(failure) for failure in error.worker_failures.values()):
         text = "a node was taken away before its ranks had saved"
         return Outcome(digest=digest, error=text, retry=True, preempted=True)
-    failures = [_cause(failure) for _, failure in sorted(error.worker_failures.items())]
-    # Survivors fail with a broken connection when one rank goes; an error of ours says more.
-    own = [failure for failure in failures if isinstance(failure, VitlineError)]
-    first = own[0] if own else failures[0]
-    if isinstance(first, VitlineError):
-        return Outcome(digest=digest, error=str(first), fault=first, retry=first.retry)
+    failures = {rank: _cause(failure) for rank, failure in sorted(error.worker_failures.items())}
+    # Survivors fail with a broken connection when one rank goes; an error of ours says more, and so does a
+    # process that is gone.
+    for failure in failures.values():
+        if isinstance(failure, VitlineError):
+            return Outcome(digest=digest, error=str(failure), fault=failure, retry=failure.retry)
+    for rank, failure in failures.items():
+        if death := getattr(failure, "health_check_failure", None):
+            return Outcome(digest=digest, error=_lost(rank, str(death)), retry=True)
+    first = next(iter(failures.values()))
     return Outcome(digest=digest, error=f"{type(first).__name__}: {first}", retry=not _is_bug(first))
 
 
@@ -213,6 +225,12 @@ def _cause(error: BaseException) -> BaseException:
     """The exception that the rank raised, out of Ray's wrappings."""
     cause = getattr(error, "cause", None)
     return _cause(cause) if isinstance(cause, BaseException) else error
+
+
+def _lost(rank: int, death: str) -> str:
+    """What Ray says of a dead worker, with the part that helps first."""
+    address = re.search(r"^\tip: (.+)$", death, re.MULTILINE)
+    return f"rank {rank}{f' on {address[1]}' if address else ''} was lost\n{death}"
 
 
 def _is_bug(error: BaseException) -> bool:

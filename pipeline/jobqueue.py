@@ -8,7 +8,7 @@ depends on it, so that ten thousand jobs are looked after as fast as ten.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ from pipeline.stages import compare, prepare
 from pipeline.stages.catalog import STAGES
 
 _Key = tuple[int, float, int, str]
+_Shape = tuple[float, float]  # CPU and GPU that a job takes at least
 
 
 class JobQueue:
@@ -38,7 +39,7 @@ class JobQueue:
         self._ready: list[_Key] = []
         self._keys: dict[str, _Key] = {}
         self._datasets: set[str] = set()  # names of those that are not prepared yet
-        self._least = {"CPU": float("inf"), "GPU": float("inf")}
+        self._shapes: Counter[_Shape] = Counter()  # of what is ready
         for item in items:
             self._enter(item, done)
 
@@ -55,8 +56,6 @@ class JobQueue:
             self._followers[name].append(item.digest)
         if item.job.stage == prepare.STAGE:
             self._datasets.add(item.job.name)
-        need = needs(of_size(item, min(item.job.sizes)) if item.job.workers else item)
-        self._least = {kind: min(self._least[kind], need[kind]) for kind in need}
         self.put_back(item)
 
     def put_back(self, item: Planned) -> None:
@@ -72,12 +71,14 @@ class JobQueue:
         key = (STAGES.index(item.job.stage), -item.job.cost, self._order[item.digest], item.digest)
         self._keys[item.digest] = key
         insort(self._ready, key)
+        self._shapes[_shape(item)] += 1
 
     def take(self, digest: str) -> Planned:
         """Take a job out, to start it or to give it up."""
         key = self._keys.pop(digest, None)
         if key is not None:
             del self._ready[bisect_left(self._ready, key)]
+            self._shapes -= Counter([_shape(self._waiting[digest])])
         return self._waiting.pop(digest)
 
     def finished(self, name: str) -> None:
@@ -105,12 +106,16 @@ class JobQueue:
         its least from all that come after. Nothing is taken out.
         """
         chosen: list[Planned] = []
+        fitting_shapes = self._fitting(room)
         for stage, _, _, digest in self._ready:
-            if not fits(self._least, room) or STAGES[stage] == compare.STAGE:
+            # Mostly the room is used up long before the jobs are: thousands need not be looked at.
+            if not fitting_shapes or STAGES[stage] == compare.STAGE:
                 break
             if self._datasets and STAGES[stage] != prepare.STAGE:
                 break
             item = self._waiting[digest]
+            if not item.job.workers and _shape(item) not in fitting_shapes:
+                continue
             if item.job.workers:
                 item = of_size(item, size_for(item, room) or min(item.job.sizes))
             fitting = fits(needs(item), room)
@@ -118,4 +123,13 @@ class JobQueue:
                 chosen.append(item)
             if fitting or item.job.workers:
                 room = less(room, needs(item))
+                fitting_shapes = self._fitting(room)
         return chosen
+
+    def _fitting(self, room: Resources) -> set[_Shape]:
+        return {(cpus, gpus) for cpus, gpus in self._shapes if fits({"CPU": cpus, "GPU": gpus}, room)}
+
+
+def _shape(item: Planned) -> _Shape:
+    need = needs(of_size(item, min(item.job.sizes)) if item.job.workers else item)
+    return need["CPU"], need["GPU"]

@@ -19,6 +19,7 @@
         logs/attempt-0001/rank-00000.log
         samples/attempt-0001/rank-00000.jsonl     ids of the samples of each step
         checkpoints/step-000001000/               see pipeline/train/checkpoint.py
+        profiles/step-000000012-rank-00000.json.gz    traces of steps, see pipeline/train/profiling.py
         weights.safetensors        the trained model
         predictions.parquet        id, label, prediction and correct of each test image
 
@@ -50,12 +51,16 @@ class JobDir:
         self.checkpoints = path / "checkpoints"
         self.weights = path / "weights.safetensors"
         self.predictions = path / "predictions.parquet"
+        self.profiles = path / "profiles"
 
     def rank_log(self, attempt: int, rank: int) -> Path:
         return self.path / "logs" / f"attempt-{attempt:04d}" / f"rank-{rank:05d}.log"
 
     def samples(self, attempt: int, rank: int) -> Path:
         return self.path / "samples" / f"attempt-{attempt:04d}" / f"rank-{rank:05d}.jsonl"
+
+    def profile(self, step: int, rank: int) -> Path:
+        return self.profiles / f"step-{step:09d}-rank-{rank:05d}.json.gz"
 
     def read_result(self) -> dict[str, Any] | None:
         """The job's result, or None while it is not done."""

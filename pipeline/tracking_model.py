@@ -7,7 +7,7 @@ MLflow keeps a copy of this file with the model and runs it to serve the model (
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Any
 
 import mlflow.models
@@ -16,28 +16,16 @@ import numpy as np
 import pandas
 import torch
 
-from model.config import config_from_dict
-from model.weights.files import load_into, load_weights
-from model.zoo import build
-from pipeline.config import AugmentSettings
-from pipeline.data.augment import evaluation_pixels
-from pipeline.data.decode import decode
 from pipeline.errors import DataError
 from pipeline.train.loop import normalise
+from pipeline.train.trained import as_seen, load_trained
 
 
 class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """Holds one exported network; images are prepared as its evaluation prepares them."""
 
     def load_context(self, context: Any) -> None:
-        state, config, header = load_weights(context.artifacts["weights"])
-        self.network = build(config_from_dict(config), initialise=True)
-        load_into(self.network, state)
-        self.network.eval()
-        self.classes = json.loads(header["classes"])
-        how = json.loads(header["preprocessing"])
-        self.size = int(how["image_size"])
-        self.settings = AugmentSettings(evaluate=how["evaluate"], larger=how["larger"])
+        self.trained = load_trained(Path(context.artifacts["weights"]))
 
     # No type hints here: MLflow would make a signature of them in place of the one that is given.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
@@ -50,25 +38,25 @@ class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         # (B, H, W, C) → (B, C, H, W)
         x_BCHW = normalise(torch.from_numpy(rows).permute(0, 3, 1, 2))
         with torch.inference_mode():
-            shares = self.network(x_BCHW).float().softmax(dim=1).numpy()
+            shares = self.trained.model(x_BCHW).float().softmax(dim=1).numpy()
         index = shares.argmax(axis=1)
         return pandas.DataFrame(
             {
-                "label": [self.classes[i] for i in index],
+                "label": [self.trained.classes[i] for i in index],
                 "index": index.astype(np.int64),
                 "score": shares[np.arange(len(index)), index].astype(np.float64),
             }
         )
 
     def _pixels(self, image: bytes) -> Any:
-        pixels = decode(image)
+        pixels = as_seen(self.trained, image)
         if isinstance(pixels, str):
             raise DataError(
                 f"an image of {len(image)} bytes is {pixels}",
                 "encoded images, as JPEG or PNG",
                 "leave this row out",
             )
-        return evaluation_pixels(self.settings, pixels, self.size)
+        return pixels
 
 
 mlflow.models.set_model(Classifier())

@@ -1,13 +1,13 @@
 """The jobs of one command that run on the cluster: starts them, and decides what each outcome means.
 
     waiting ──► running ──► done
-       ▲           ├──────► failed        for good; what needs it fails with it
+       ▲           ├──────► failed        for good; what needs it is not run
        ├───────────┤        tried again   when another attempt can help, within the budget
        └───────────┘        stopped       asked for, or to come back with more ranks
 
-Without its data or its pre-training the rest of a run has no purpose: a failure there ends the workload
-(`fault`). Any other failure touches only what needs the job. Nothing here knows Ray or waits by itself:
-that is the executor's (pipeline/executor.py).
+Without the data of its pre-training, or the pre-training itself, the rest of a run has no purpose: a failure
+there ends the workload (`fault`). Any other failure, a transfer dataset's too, touches only what needs the
+job. Nothing here knows Ray or waits by itself: that is the executor's (pipeline/executor.py).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from pipeline.stages import prepare, pretrain
 
 _POLL_S = 0.2
 _GROW_INTERVAL_S = 10.0
-_TRUNK = (prepare.STAGE, pretrain.STAGE)
 
 
 class Workload:
-    """What is done (names) and failed (name → error), and what waits and runs."""
+    """What is done (names), failed (name → error) and not run as its input is missing (name → the job that
+    failed), and what waits and runs."""
 
     def __init__(
         self,
@@ -46,8 +46,10 @@ class Workload:
     ) -> None:
         self.done = done
         self.failed: dict[str, str] = {}
+        self.not_run: dict[str, str] = {}
         self.fault: VitlineError | None = None
         self._config, self._run, self._lease, self._stop = config, run, lease, stop
+        self._trunk = {pretrain.STAGE, *map(prepare.job_name, config.pretrain.shares)}
         self._executor = executor
         self._report, self._tick = report, tick
         self._waiting = JobQueue((), done, executor.cost)
@@ -90,15 +92,26 @@ class Workload:
 
     def _start_what_fits(self, nodes: list[admission.Resources]) -> None:
         room = admission.less(admission.total(nodes), self._used)
-        for item in self._waiting.startable(room):
+        for item in self._waiting.startable(admission.less(room, self._kept_to_grow(nodes))):
             self._start(item)
+
+    def _kept_to_grow(self, nodes: list[admission.Resources]) -> admission.Resources:
+        """What gangs with fewer ranks than the cluster could hold lack: else small jobs took every device
+        that comes free, and a gang that lost one node would stay at its next smaller size to the end."""
+        kept: admission.Resources = {"CPU": 0.0, "GPU": 0.0}
+        for digest, item in self._running.items():
+            if item.job.workers and item.job.workers < max(item.job.sizes):
+                missing = admission.size_for(self._whole[digest], admission.total(nodes)) - item.job.workers
+                if missing > 0:
+                    kept = admission.more(kept, admission.needs(admission.of_size(item, missing)))
+        return kept
 
     def _start(self, item: Planned) -> None:
         whole = self._waiting.take(item.digest)
         try:
             self._executor.start(item)
         except VitlineError as error:
-            self._fail(item, str(error))
+            self._fail(item, str(error), error)
             return
         self._running[item.digest], self._whole[item.digest] = item, whole
         self._used = admission.more(self._used, admission.needs(item))
@@ -176,20 +189,27 @@ class Workload:
             self._waiting.put_back(self._whole[item.digest])
             self._report(item, "waiting", error)
             return
-        self._fail(item, error)
-        if item.job.stage in _TRUNK and self.fault is None:
-            self.fault = outcome.fault or JobsFailed(
-                f"{item.job.name} failed: {error}",
+        self._fail(item, error, outcome.fault)
+
+    def _fail(self, item: Planned, error: str, fault: VitlineError | None) -> None:
+        """Give a job up for good; all that needs it cannot run."""
+        name = item.job.name
+        self.failed[name] = error
+        self._report(item, "failed", error)
+        self._leave_out(name, name)
+        if name in self._trunk and self.fault is None:
+            self.fault = fault or JobsFailed(
+                f"{name} failed: {error}",
                 "prepared data and a finished pre-training, which all else needs",
                 f"see {self._run.job(item.digest).path}/logs, mend it and run again",
             )
 
-    def _fail(self, item: Planned, error: str) -> None:
-        """Give a job up for good, and all that needs it."""
-        self.failed[item.job.name] = error
-        self._report(item, "failed", error)
-        for follower in self._waiting.failed(item.job.name):
-            self._fail(follower, f"its input {item.job.name} failed")
+    def _leave_out(self, name: str, failed: str) -> None:
+        """Whatever needs the job `name`, which `failed` or is left out itself."""
+        for follower in self._waiting.failed(name):
+            self.not_run[follower.job.name] = failed
+            self._report(follower, "not run", f"needs {failed}, which failed")
+            self._leave_out(follower.job.name, failed)
 
     def _ask_to_stop(self, digests: Iterable[str]) -> None:
         for digest in digests:

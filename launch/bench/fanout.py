@@ -1,11 +1,14 @@
 """What the orchestration itself costs: jobs that do nothing, through the real driver and Ray.
 
     python -m launch.bench.fanout --jobs 1000 --mixed 48 --finished 10000
+    python -m launch.bench.fanout --simulate --nodes 1000 --transfers 10000 --failures-per-hour 0 1
 
 - `overhead`: jobs that only write their result; seconds for all, and the driver's memory;
 - `packing`: jobs of very different length, started longest first and, to compare, in the order of the plan;
   the makespan against the least that any order could reach;
 - `skipping`: a run with so many finished jobs, planned anew: seconds until it is known that nothing is due.
+
+With `--simulate` none of these: launch/bench/simulate.py says what instead.
 
 Everything but the work is real: graph, files, lease, queue, Ray tasks, events. Nothing is sent to MLflow.
 Every part has a process of its own, because Ray reads its environment once.
@@ -28,6 +31,8 @@ from typing import Any
 import psutil
 
 from launch.bench.noop import bench_config, description, drive, jobs_of
+from launch.bench.simulate import SimulatedRow, simulate
+from launch.bench.simulated import World
 from pipeline.driver import plan_run
 from pipeline.graph import Selection, select
 from pipeline.rundir import RunDir
@@ -110,9 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mixed", type=int, default=48, help="of 0.2 to 20 s; 0: leave out")
     parser.add_argument("--finished", type=int, default=10_000, help="to be skipped; 0: leave out")
     parser.add_argument("--cpus-per-job", type=float, default=1.0, help="of those that do nothing")
-    parser.add_argument("--seed", type=int, default=0, help="of the mixed lengths")
+    parser.add_argument("--seed", type=int, default=0, help="of the mixed lengths; of the simulation")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
+    _add_simulation(parser)
     given = parser.parse_args(arguments)
+    if given.simulate:
+        _print(_simulated(given), given.csv)
+        return
     rows = []
     if given.finished:
         rows.append(_alone(skipping, given.finished))
@@ -121,10 +130,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.mixed:
         # Jobs that sleep need no processor of their own: eight slots on two.
         rows += [_alone(packing, given.mixed, 0.25, given.seed, known) for known in (True, False)]
+    _print(rows, given.csv)
+
+
+def _add_simulation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--simulate", action="store_true", help="a large cluster with a clock of its own")
+    parser.add_argument("--nodes", type=int, default=1000, help="of the simulated cluster, 8 GPUs each")
+    parser.add_argument("--transfers", type=int, default=10_000, help="about so many jobs after pre-training")
+    parser.add_argument("--failures-per-hour", type=float, nargs="+", default=[1.0], help="of all nodes")
+    parser.add_argument("--repair-hours", type=float, default=4.0, help="until a failed node is back")
+    parser.add_argument("--checkpoint-minutes", type=float, default=10.0, help="between two of a gang")
+
+
+def _simulated(given: argparse.Namespace) -> list[SimulatedRow]:
+    world = World(
+        nodes=given.nodes, repair_s=3600 * given.repair_hours, checkpoint_s=60 * given.checkpoint_minutes
+    )
+    rows = []
+    for rate in given.failures_per_hour:
+        with tempfile.TemporaryDirectory(prefix="vitline-bench-") as place:
+            rows.append(simulate(world, given.transfers, rate, given.seed, Path(place)))
+    return rows
+
+
+def _print(rows: Sequence[Row] | Sequence[SimulatedRow], path: Path | None) -> None:
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in asdict(row).items()))
-    if given.csv is not None:
-        _append(given.csv, rows)
+    if path is not None:
+        _append(path, rows)
 
 
 def _alone(measure: Callable[..., Row], *arguments: Any) -> Row:
@@ -133,10 +166,10 @@ def _alone(measure: Callable[..., Row], *arguments: Any) -> Row:
         return processes.submit(measure, *arguments).result()
 
 
-def _append(path: Path, rows: Sequence[Row]) -> None:
+def _append(path: Path, rows: Sequence[Row] | Sequence[SimulatedRow]) -> None:
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer = csv.DictWriter(file, [field.name for field in fields(rows[0])])
         if new:
             writer.writeheader()
         writer.writerows(asdict(row) for row in rows)

@@ -120,7 +120,7 @@ def _config_map(request: Request, base: str) -> dict[str, Any]:
 def _ray_job(request: Request, base: str, attempt: int) -> dict[str, Any]:
     kubernetes = request.cluster.kubernetes
     queue = {"kueue.x-k8s.io/queue-name": kubernetes.queue} if kubernetes.queue else {}
-    driver = ["vitline", "run", f"{CONFIG_DIR}/{CONFIG}", "--address", "auto"]
+    driver = ["vitline", "run", f"{CONFIG_DIR}/{CONFIG}", "--address", "auto", *request.options]
     spec = {
         # `env` sets the directory without a shell.
         "entrypoint": shlex.join(["env", f"--chdir={kubernetes.mount}", *driver]),

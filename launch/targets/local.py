@@ -14,7 +14,7 @@ SCRIPT = "run.sh"
 
 
 def render(request: Request) -> Rendered:
-    argv = ["vitline", "run", str(request.files / CONFIG)]
+    argv = ["vitline", "run", str(request.files / CONFIG), *request.options]
     script = (
         "#!/bin/sh\n"
         "# Does what `vitline launch local` did; finished work is skipped.\n"
@@ -25,13 +25,13 @@ def render(request: Request) -> Rendered:
     return Rendered({SCRIPT: script, CONFIG: config_text(request, SCRIPT)}, SCRIPT)
 
 
-def argv_of(directory: Path) -> tuple[str, ...]:
-    return (sys.executable, "-m", "launch", "run", str(directory / CONFIG))
+def argv_of(request: Request, directory: Path) -> tuple[str, ...]:
+    return (sys.executable, "-m", "launch", "run", str(directory / CONFIG), *request.options)
 
 
 def submit(request: Request, directory: Path, detach: bool) -> Submission:
     """Run it. In the foreground Ctrl-C and signals reach the run itself, which stops in order."""
-    argv = argv_of(directory)
+    argv = argv_of(request, directory)
     if not detach:
         child = subprocess.Popen(argv, cwd=request.directory)
         return Submission(argv, {"pid": child.pid}, exit_code=_wait(child))

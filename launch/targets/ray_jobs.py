@@ -59,6 +59,7 @@ def entrypoint(request: Request) -> list[str]:
         str(request.files / CONFIG),
         "--address",
         "auto",
+        *request.options,
     ]
 
 

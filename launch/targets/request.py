@@ -36,6 +36,8 @@ class Request:
     directory: Path
     # Where the rendered files go; None: RUN/launch.
     out: Path | None = None
+    # `--stop-after` of the driver; None: it stops when all is done.
+    stop_after: str | None = None
 
     @property
     def run(self) -> Path:
@@ -51,6 +53,16 @@ class Request:
     def files(self) -> Path:
         """Directory of the rendered files."""
         return self.out or self.launch
+
+    @property
+    def stop_options(self) -> list[str]:
+        return [] if self.stop_after is None else [f"--stop-after={self.stop_after}"]
+
+    @property
+    def options(self) -> list[str]:
+        """Options of `vitline run` that are no settings of the run."""
+        extent = self.cluster.preflight
+        return [*([] if extent == "quick" else [f"--preflight={extent}"]), *self.stop_options]
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,7 @@ def make_request(
     *,
     nodes: int | None,
     gpus_per_node: int | None,
+    stop_after: str | None = None,
 ) -> Request:
     """The request, with the number of nodes filled in.
 
@@ -90,6 +103,7 @@ def make_request(
         directory: from which relative paths of the configuration count.
         nodes: None takes the cluster file's, or else as many as the gang needs.
         gpus_per_node: None takes the cluster file's.
+        stop_after: of the driver, as `3h50m`.
 
     Raises:
         UserError: the run needs more, or other nodes, than these.
@@ -109,7 +123,8 @@ def make_request(
             f"give --nodes {needed}, or lower pretrain.gang.workers to {count * per_node}",
         )
     shrinks = gang.min_workers is not None and bool(per_node)
-    return Request(config, cluster, count, needed if shrinks else count, gpus, directory.resolve())
+    least_nodes = needed if shrinks else count
+    return Request(config, cluster, count, least_nodes, gpus, directory.resolve(), stop_after=stop_after)
 
 
 def _workers_per_node(config: RunConfig, cluster: ClusterConfig, gpus: int) -> int:

@@ -158,6 +158,7 @@ def _srun(request: Request) -> str:
         f"--gpus={request.gpus_per_node}",
         f"--join-timeout={request.cluster.join_timeout_s}",
         *([f"--preflight={request.cluster.preflight}"] if request.nodes > 1 else []),
+        *request.stop_options,
     ]
     lines = [shlex.join(srun), shlex.join(command), shlex.join(options), '--meet="$attempt" --hosts="$hosts"']
     return " \\\n  ".join(lines)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from model.config import BiTConfig, ViTConfig
-from model.resnet import unit_plan
-from model.stem import ROOT_CHANNELS, stem_channels, stem_plan
+from model.plans import ROOT_CHANNELS, stem_channels, stem_plan, unit_plan
 from model.weights.layout import Entry, permuted, reshaped, same, stem_units
 
 BLOCK = "Transformer/encoderblock_"

@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from model.config import BiTConfig, ModelConfig, ViTConfig
-from model.resnet import unit_plan
-from model.stem import ROOT_CHANNELS, stem_channels, stem_plan
+from model.plans import ROOT_CHANNELS, stem_channels, stem_plan, unit_plan
 from model.weights.layout import Entry, Facts, Room, count_parts, linear, reshaped, same, stem_units
 
 NAME = "timm"

@@ -7,7 +7,7 @@ A job's digest is made of the settings it reads, so the classes here follow the 
     ├── datasets: NAME → one of the sources
     ├── pretrain: PretrainSettings (TrainSettings + dataset + gang)
     ├── transfer: TransferSettings (protocol, datasets, seeds, starts)
-    ├── fanout, tracking
+    ├── fanout, tracking, report
     ├── retrain: RetrainSettings (how it repeats by itself)
     TrainJob, EvaluateJob, ProbeJob      what one worker does; stages make these from the settings above
 """
@@ -31,6 +31,8 @@ from pipeline.config.datasets import (
     WebdatasetSource,
     WriteSettings,
 )
+from pipeline.config.engine import EngineSettings
+from pipeline.config.profiling import ProfileSettings
 from pipeline.config.reading import (
     AugmentSettings,
     DataMixture,
@@ -38,6 +40,7 @@ from pipeline.config.reading import (
     OrderSettings,
 )
 from pipeline.config.retrain import (
+    BudgetSettings,
     GateSettings,
     NewDataSettings,
     NotifySettings,
@@ -46,12 +49,12 @@ from pipeline.config.retrain import (
 from pipeline.config.run import (
     ClusterSettings,
     FanoutSettings,
+    ReportSettings,
     RunConfig,
     TrackingSettings,
 )
 from pipeline.config.train import (
     CheckpointSettings,
-    EngineSettings,
     GangSettings,
     HealthSettings,
     MaskedPatchSettings,
@@ -77,6 +80,7 @@ from pipeline.config.work import (
 
 __all__ = [
     "AugmentSettings",
+    "BudgetSettings",
     "CacheSettings",
     "CheckpointSettings",
     "ClusterSettings",
@@ -108,8 +112,10 @@ __all__ = [
     "PretrainSettings",
     "ProbeJob",
     "ProbeProtocol",
+    "ProfileSettings",
     "Protocol",
     "RetrainSettings",
+    "ReportSettings",
     "RunConfig",
     "Settings",
     "SourceSettings",

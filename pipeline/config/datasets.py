@@ -95,6 +95,11 @@ class WebdatasetSource(SourceSettings):
     test: str
     classes: tuple[str, ...] | None = Field(None, description="names; None: the numbers themselves")
     cache: CacheSettings = Field(CacheSettings(), description="for shards at URLs")
+    frozen: bool = Field(
+        False,
+        description="the shards never change: planning does not look at them. False: it asks the disk or "
+        "the store for sizes and checksums, and shards that were replaced are prepared again",
+    )
 
 
 class ParquetSource(SourceSettings):

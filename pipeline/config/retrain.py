@@ -2,6 +2,7 @@
 
     RetrainSettings
     ├── data     what counts as new, and how much of it makes a run due
+    ├── budget   device hours that rounds may take
     ├── gate     what a challenger must show against the champion
     └── notify   who is told what
 
@@ -45,19 +46,18 @@ def _check_zone(value: str) -> str:
     return value
 
 
-def _check_local(value: str) -> str:
-    if "://" in value:
-        raise ValueError(f"{value!r} is a URL; expected a directory that this machine sees")
-    return value
-
-
 class NewDataSettings(Settings):
     """Which data is watched, and when it makes a run due."""
 
-    watch: Annotated[str, AfterValidator(_check_local)] = Field(
-        description="directory in which shards (*.tar) of pretrain.dataset appear"
+    watch: str = Field(
+        description="directory or URL (s3, gs, http, https) where shards (*.tar) of pretrain.dataset appear"
     )
     min_new_samples: int = Field(1, ge=1, description="in shards that no finished round has seen")
+    min_new_fraction: float = Field(
+        0,
+        ge=0,
+        description="and this share of the samples of the last finished round",
+    )
     settle_s: float = Field(
         600, ge=0, description="shards that changed in these last seconds do not count yet"
     )
@@ -67,6 +67,13 @@ class NewDataSettings(Settings):
     on_removed: Literal["ignore", "retrain", "fail"] = Field(
         "ignore", description="a shard of the last round is gone or has other bytes: nothing, due, data fault"
     )
+
+
+class BudgetSettings(Settings):
+    """No round begins while the rounds of the last days have taken their device hours."""
+
+    device_hours: float = Field(gt=0, description="of all trainings of the rounds that began in these days")
+    days: float = Field(30, gt=0, description="counted back from the tick")
 
 
 class GateSettings(Settings):
@@ -80,6 +87,22 @@ class GateSettings(Settings):
     confidence: float = Field(0.95, ge=0.5, lt=1, description="one-sided, of the bound and of the tests")
     floors: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         {}, description="dataset → least top-1; the only rule while there is no champion"
+    )
+    calibration_rise: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="expected calibration error may be larger than the champion's by so much on no dataset;"
+        " None: it may",
+    )
+    slowdown: float | None = Field(
+        None,
+        ge=1,
+        description="times the champion's multiply-accumulates that one image may take; None: any number",
+    )
+    disjoint: bool = Field(
+        True,
+        description="fail where an image of a test split lies among the new training images, byte for byte",
     )
     approve: Literal["auto", "manual"] = Field(
         "auto", description="manual: a pass waits as alias challenger for `vitline promote`"
@@ -127,9 +150,17 @@ class RetrainSettings(Settings):
         " queue: it runs next whatever the minimum says; replace: the present run is stopped for it",
     )
     attempts: int = Field(3, ge=1, description="starts of one run before it counts as failed")
+    cooldown_h: float = Field(0, ge=0, description="after a failed round none begins for so many hours")
+    budget: BudgetSettings | None = Field(None, description="None: rounds take what they take")
     poll_s: float = Field(30, gt=0, description="between looks with --wait")
     model: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][\w.-]*$", description="registered model; None: the run's name"
     )
     gate: GateSettings = GateSettings()
     notify: tuple[NotifySettings, ...] = ()
+    ping_env: str | None = Field(
+        None,
+        pattern=r"^[A-Z_][A-Z0-9_]*$",
+        description="variable with a URL that each tick calls when it has ended in order: silence means that"
+        " no tick runs, or that all fail",
+    )

@@ -28,6 +28,14 @@ class TrackingSettings(Settings):
     experiment: str = "vitline"
 
 
+class ReportSettings(Settings):
+    images: bool = Field(
+        True,
+        description="show images: the hardest of the test splits, some of train, what attention looks at; "
+        "false where they must not leave their store",
+    )
+
+
 class RunConfig(Settings):
     """The whole of one run."""
 
@@ -40,6 +48,7 @@ class RunConfig(Settings):
     fanout: FanoutSettings = FanoutSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
+    report: ReportSettings = ReportSettings()
     retrain: RetrainSettings | None = Field(None, description="how the run repeats; None: it does not")
 
     @model_validator(mode="after")

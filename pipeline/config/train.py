@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Duration, Settings, to_steps
+from pipeline.config.engine import EngineSettings
+from pipeline.config.profiling import ProfileSettings
 from pipeline.config.reading import AugmentSettings, OrderSettings
 
 
@@ -50,22 +52,6 @@ class OptimizerSettings(Settings):
         if self.name == "sgd" and self.decay_times == "schedule":
             raise ValueError("decay_times: schedule is for adam; sgd adds its weight decay to the gradient")
         return self
-
-
-class EngineSettings(Settings):
-    """What computes a step."""
-
-    kind: Literal["plain", "zero"] = Field("zero", description="plain: PyTorch on one rank; zero: DeepSpeed")
-    stage: Literal[1, 2, 3] = Field(1, description="ZeRO stage")
-    precision: Literal["float32", "bf16"] = Field(
-        "float32", description="bf16: autocast, parameters stay float32"
-    )
-    compile: bool = Field(False, description="torch.compile, block by block")
-    activation_checkpointing: bool = False
-    self_test: bool = Field(True, description="compare one tiny step with float32 PyTorch before training")
-    deepspeed: dict[str, Any] = Field(
-        {}, description="DeepSpeed's own settings; a conflict with ours is refused"
-    )
 
 
 class CheckpointSettings(Settings):
@@ -191,10 +177,19 @@ class TrainSettings(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     health: HealthSettings = HealthSettings()
     validation: ValidationSettings = ValidationSettings()
+    profile: ProfileSettings = ProfileSettings()
     threads: int = Field(1, ge=1, description="decoding threads in a rank")
     bad_samples: float = Field(0.001, ge=0, le=1, description="share that may fail to decode; at least 1")
     log_every: Duration = Field("10 steps", description="between two progress events")
     log_samples: bool = Field(True, description="write the ids of every step: about 8 bytes a sample")
+
+    @model_validator(mode="after")
+    def _profiled_steps_come(self) -> TrainSettings:
+        """Of a duration in epochs only the worker knows the steps (pipeline/train/plan.py)."""
+        steps = None if "epoch" in self.duration else to_steps(self.duration, batch=self.batch, samples=0)
+        if steps is not None and (beyond := [step for step in self.profile.steps if step > steps]):
+            raise ValueError(f"profile.steps has {beyond[0]}, and the training {steps} steps; choose earlier")
+        return self
 
     @model_validator(mode="after")
     def _objective_reads_them(self) -> TrainSettings:
@@ -264,6 +259,12 @@ class PretrainSettings(TrainSettings):
         """Dataset → weight, by name: the order in which a mapping was written has no meaning."""
         weights = {str(self.dataset): 1.0} if self.mixture is None else self.mixture
         return dict(sorted(weights.items()))
+
+    @model_validator(mode="after")
+    def _communication_has_others(self) -> PretrainSettings:
+        if self.profile.communication is not None and self.gang.workers == 1:
+            raise ValueError("profile.communication has no effect with gang.workers 1; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_name_data(self) -> PretrainSettings:

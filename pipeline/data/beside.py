@@ -38,8 +38,7 @@ def find_beside(
     """
     if not all(is_remote(name) for name in names):
         return None
-    parent = names[0].rpartition("/")[0]
-    for base in (parent, parent.rpartition("/")[0]):
+    for base in _bases(names[0]):
         manifest = _manifest(base)
         if manifest is None:
             continue
@@ -56,6 +55,13 @@ def find_beside(
             return Split(found.chunk, tuple(copied)), manifest.classes
         log.warning("%s does not name all shards of %s: they are indexed anew", f"{base}/{FILE}", split)
     return None
+
+
+def _bases(name: str) -> list[str]:
+    """Where the manifest of a shard may lie; never above the bucket or the host."""
+    parent = name.rpartition("/")[0]
+    above = parent.rpartition("/")[0]
+    return [parent] if above.endswith(":/") else [parent, above]
 
 
 def _manifest(base: str) -> Manifest | None:

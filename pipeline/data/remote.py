@@ -47,15 +47,26 @@ def is_remote(name: str) -> bool:
     return True
 
 
+def scheme_of(url: str) -> str:
+    return url.partition("://")[0]
+
+
+def filesystem(scheme: str) -> Any:
+    """The fsspec filesystem of a scheme, one for each process; it remembers no listings."""
+    return _filesystem(scheme, STALL_S)
+
+
 @cache
 def _filesystem(scheme: str, stall_s: float) -> Any:
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"use_listings_cache": False}
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
     if scheme in ("http", "https"):
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
-        options = {"timeout": timeout}
+        options["timeout"] = timeout
+    elif scheme == "gs":
+        options["session_kwargs"] = {"timeout": timeout}
     elif scheme == "s3":
         waits = {"connect_timeout": stall_s, "read_timeout": stall_s, "retries": {"max_attempts": 1}}
-        options = {"config_kwargs": waits}
+        options["config_kwargs"] = waits
     try:
         return fsspec.filesystem(scheme, **options)
     except ImportError as error:
@@ -105,6 +116,28 @@ def keep_trying(
     raise GaveUp(last[:200])
 
 
+def answer_of(ask: Callable[[], _T]) -> _T:
+    """What a store answers, with its faults called by their names.
+
+    fsspec says of any trouble on the way to an HTTP server, when asked for a file's length, that there is
+    no such file, and names a refusal like a fault that passes.
+
+    Raises:
+        FileNotFoundError: there is really none.
+        PermissionError: this account may not read it.
+    """
+    try:
+        return ask()
+    except (FileNotFoundError, aiohttp.ClientResponseError) as error:
+        cause = error.__cause__ or error
+        status = cause.status if isinstance(cause, aiohttp.ClientResponseError) else 0
+        if status in (401, 403):
+            raise PermissionError(str(cause)) from error
+        if status in (404, 410) or not isinstance(cause, aiohttp.ClientError | TimeoutError):
+            raise
+        raise cause from None
+
+
 class RemoteFile:
     """One file, read in ranges."""
 
@@ -112,7 +145,7 @@ class RemoteFile:
         is_remote(url)
         self.url = url
         self._tries = tries or TRIES
-        self._files = _filesystem(url.partition("://")[0], STALL_S)
+        self._files = filesystem(scheme_of(url))
 
     def size(self) -> int:
         """Its length, bytes."""
@@ -150,7 +183,9 @@ class RemoteFile:
 
     def _again(self, what: str, get: Callable[[], Any]) -> Any:
         try:
-            return keep_trying(get, self._tries, final=(FileNotFoundError, PermissionError))
+            return keep_trying(
+                lambda: answer_of(get), self._tries, final=(FileNotFoundError, PermissionError)
+            )
         except (FileNotFoundError, PermissionError) as error:
             raise DataError(
                 f"{self.url} cannot be read ({type(error).__name__}: {error})",
@@ -161,7 +196,7 @@ class RemoteFile:
             raise ReadError(
                 f"{what} of {self.url} did not arrive in {self._tries} tries (last: {last})",
                 "a store that answers, and bytes with the hash in the index",
-                "check the network and the store; if the shard was changed, index the dataset again",
+                "check the network and the store; run again: a shard that was changed is indexed anew",
             ) from None
 
 

@@ -8,7 +8,7 @@ from matplotlib.ticker import PercentFormatter
 
 from pipeline.report.figures import COLOURS, Drawing, new_figure, render, series_colour, series_marker, style
 from pipeline.report.reliability import Key, Reliability
-from pipeline.report.sheets import Sheet, grouped
+from pipeline.report.sheet import Sheet, grouped
 from pipeline.report.words import clean, count, percent
 
 _WIDTH = 11.1  # inches: all of the page

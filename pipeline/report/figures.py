@@ -126,6 +126,9 @@ def _inline(svg: str, name: str, title: str) -> str:
 
 
 def _adapt(tag: str, name: str) -> str:
+    if tag.startswith("<image"):
+        # Named after its content, so that two equal pictures have one id; nothing refers to it.
+        tag = re.sub(r' id="[^"]*"', "", tag)
     # Ids are unique in a drawing, not in a page.
     tag = re.sub(r'\bid="', f'id="{name}-', tag)
     tag = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", tag)

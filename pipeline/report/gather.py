@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.events import read_events
+from pipeline.report.contact import Prepared, contact_sheets, left_out_pictures
 from pipeline.report.curves import Curve, read_curve
+from pipeline.report.hardest import hardest
 from pipeline.report.left_out import LeftOut, read_left_out
 from pipeline.report.looked import Looked, look
+from pipeline.report.parts import Gallery
 from pipeline.report.reliability import Reliability, read_reliability
+from pipeline.report.timeline import Timeline, read_timeline
 from pipeline.rundir import RunDir, read_json
 from pipeline.transfer.cells import TRAINING_STAGES, Cell
 from pipeline.transfer.results import Comparison, collect, compare
@@ -76,9 +80,22 @@ class Facts:
     reliability: dict[tuple[str, str], Reliability]  # dataset, label
     looked: Looked | None  # None: the pre-training left no weights
     left_out: list[LeftOut]
+    left_out_pictures: list[Gallery]
+    contact: list[Gallery]
+    hardest: list[Gallery]
+    timeline: Timeline
+
+    @property
+    def shows_images(self) -> bool:
+        return shows_images(self.config)
 
     def jobs_of(self, stage: str) -> list[JobCard]:
         return [job for job in self.jobs if job.stage == stage]
+
+
+def shows_images(config: Mapping[str, Any]) -> bool:
+    """Whether the page may hold images of the datasets; in runs of before this setting it did."""
+    return bool(config.get("report", {}).get("images", True))
 
 
 def gather(run: RunDir, config: Mapping[str, Any], digests: Mapping[str, str]) -> Facts:
@@ -91,6 +108,11 @@ def gather(run: RunDir, config: Mapping[str, Any], digests: Mapping[str, str]) -
     cells = collect(run, list(digests.values()))
     comparison = compare(cells, groups=config["transfer"]["protocol"].get("groups"))
     jobs = [card for digest in digests.values() if (card := _job_card(run, digest)) is not None]
+    prepared = [
+        Prepared(job.name.removeprefix("prepare/"), job.digest) for job in jobs if job.stage == "prepare"
+    ]
+    pretrain = digests.get("pretrain")
+    images = shows_images(config)
     events, _ = read_events(run.events)
     started = [event for event in events if event.get("event") == "run" and event.get("state") == "started"]
     last = started[-1] if started else {}
@@ -107,8 +129,12 @@ def gather(run: RunDir, config: Mapping[str, Any], digests: Mapping[str, str]) -
         data=_data_cards(run, jobs, config),
         choices=_choices(jobs),
         reliability=read_reliability(run, cells),
-        looked=look(run, digests["pretrain"]) if "pretrain" in digests else None,
-        left_out=read_left_out(run, digests.get("pretrain")),
+        looked=look(run, pretrain) if pretrain else None,
+        left_out=read_left_out(run, pretrain),
+        left_out_pictures=left_out_pictures(run, prepared, pretrain) if images and pretrain else [],
+        contact=contact_sheets(run, prepared) if images else [],
+        hardest=hardest(run, cells) if images else [],
+        timeline=read_timeline(run, list(digests.values())),
     )
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.report.figures import COLOURS, Drawing, new_figure, render, series_colour, style
-from pipeline.report.words import clean
+from pipeline.report.words import clean_end
 
 Array = NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def rollout(images_BCHW: Tensor, masks_BHW: Tensor, shares_BRS: Array, names: Se
         for index, name in enumerate(names):
             left = (index % columns) * step_x + _PHOTO_GAP // 2
             top = (index // columns) * step_y + _LABEL
-            axes.text(left, top - 8, clean(name, 26), fontsize=8, va="baseline")
+            axes.text(left, top - 8, clean_end(name, 26), fontsize=8, va="baseline")
             pictures = (_photo(photos_BCHW[index]), _photo(masked_BCHW[index]), heat_BRS4[index])
             for row, picture in enumerate(pictures):
                 _place(axes, picture, left, top + row * (_PHOTO + _PAIR_GAP), _PHOTO)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.report.insight import Insight
-from pipeline.report.sheets import Line, Sheet
+from pipeline.report.sheet import Line, Sheet
 from pipeline.report.words import clean, percent
 
 

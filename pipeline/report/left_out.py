@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.words import clean
+from pipeline.report.sheet import Sheet, grouped
+from pipeline.report.words import clean, count
 from pipeline.rundir import RunDir, read_json
 
 
@@ -68,6 +69,19 @@ def left_out_lines(left_out: Sequence[LeftOut], tests: Mapping[str, str]) -> Ite
             f"Near-duplicates between the pre-training images and the test splits {whose}"
             "were not searched for."
         )
+
+
+def left_out_sheet(left_out: Sequence[LeftOut], tests: Mapping[str, str]) -> Sheet:
+    """A line for each dataset of the pre-training and each test split, searched or not."""
+    rows = []
+    for part in left_out:
+        by_print = {searched.fingerprint: searched for searched in part.searched}
+        for name, fingerprint in tests.items():
+            found = by_print.get(fingerprint)
+            numbers = ("not searched", "") if found is None else (count(found.pairs), count(found.exact))
+            rows.append((clean(part.dataset), count(part.samples), clean(name), *numbers))
+    heads = ("pre-training data", "images left out", "test split", "near pairs", "of the same bytes")
+    return grouped(heads, rows, (0, 2))
 
 
 def _pairs(searched: Searched) -> str:

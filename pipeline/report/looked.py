@@ -19,8 +19,8 @@ from pipeline.data.mixture import open_data
 from pipeline.data.view import open_view
 from pipeline.errors import UserError, VitlineError
 from pipeline.report.insight import Insight, draw
-from pipeline.report.trained import load_trained, view_images
 from pipeline.rundir import RunDir, read_json
+from pipeline.train.trained import load_trained, view_images
 
 SHOWN = 6  # images with a rollout
 _FEWEST, _MOST = 8, 128  # images; the paper took 128

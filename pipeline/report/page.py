@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from pipeline.report.sections import Section
+from pipeline.report.parts import Section
 from pipeline.report.words import printable, tally, verdicts
 from pipeline.transfer.results import Comparison
 

@@ -135,7 +135,7 @@ def compute(comparison: Comparison) -> Drawing:
                 )
             ends.append((x[order[-1]], 100 * rows[order[-1]].top1, clean(dataset, 22)))
         if all(amount > 0 for amount, _ in amounts.values()):
-            _log_axis(axes, [end for row in comparison.rows for end in [_amount(row, is_flops)]])
+            log_axis(axes, [end for row in comparison.rows for end in [_amount(row, is_flops)]])
         axes.margins(y=0.12)
         _name_ends(axes, ends, height)
         axes.xaxis.set_major_formatter(
@@ -233,7 +233,7 @@ def _name_ends(axes: Any, ends: Sequence[tuple[float, float, str]], height: floa
         )
 
 
-def _log_axis(axes: Any, values: Sequence[float]) -> None:
+def log_axis(axes: Any, values: Sequence[float]) -> None:
     """A log axis around `values` with a label at 1, 2 and 5 of each decade: it may span less than one."""
     axes.set_xscale("log")
     middle, half = np.sqrt(min(values) * max(values)), max(2.2, 1.35 * np.sqrt(max(values) / min(values)))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.report import plots, sheets, spent_sheets
+from pipeline.report import frontier, plots, sheets, spent_sheets
 from pipeline.report.page import Page, render_page
-from pipeline.report.sections import Panel, Section
-from pipeline.report.sheets import Line, Sheet
+from pipeline.report.parts import Panel, Section
+from pipeline.report.sections import compute_section, groups_section
+from pipeline.report.sheet import Line, Sheet
 from pipeline.report.words import clean
 from pipeline.rundir import write_atomic
 from pipeline.transfer.results import Comparison
@@ -82,12 +83,7 @@ def _sections(comparison: Comparison, differing: Differing, labels: Sequence[str
     if comparison.pairs:
         caption = "Difference to the baseline on the same test images. Filled: shown to differ; hollow: not."
         figures.insert(0, Panel(plots.forest(comparison), caption, sheets.pairs(comparison)))
-    compute = Panel(
-        plots.compute(comparison),
-        "Every training behind a point counts, the whole pre-training included.",
-        spent_sheets.costs(comparison),
-        wide=True,
-    )
+    compute = "Every training behind a point counts, the whole pre-training included."
     lines = [Line([clean(key, 60), *map(_shown, values)]) for key, values in differing]
     settings = Sheet(("setting", *map(clean, labels)), lines, tuple(range(len(labels) + 1)))
     limits = (
@@ -98,10 +94,24 @@ def _sections(comparison: Comparison, differing: Differing, labels: Sequence[str
     )
     return [
         Section("results", "Results", table=sheets.results(comparison), figures=figures),
-        Section("compute", "Accuracy against compute", figures=[compute], short="Compute"),
+        *([groups_section(comparison)] if comparison.means else []),
+        compute_section(comparison, compute),
+        *_size(comparison),
         Section("settings", "Settings that differ", table=settings if lines else None, short="Settings"),
         Section("limits", "What this does not show", points=limits, short="Limits"),
     ]
+
+
+def _size(comparison: Comparison) -> Iterator[Section]:
+    """Where the runs were pre-trained on different numbers of images."""
+    rows = frontier.sized(comparison)
+    if rows:
+        caption = (
+            "Each point is one pre-training; its bar covers the choice of test images. Runs that differ in "
+            "more than their data differ here for more than its size: see the settings below."
+        )
+        panel = Panel(frontier.size_plot(rows), caption, frontier.size_sheet(rows), wide=True)
+        yield Section("size", "Accuracy against pre-training images", figures=[panel], short="Data size")
 
 
 def _shown(value: Any) -> str:

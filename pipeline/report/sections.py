@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import yaml
 
-from pipeline.report import insight_sheets, plots, sheets, spent_sheets
+from pipeline.report import frontier, insight_sheets, plots, seen, sheets, spent_sheets
 from pipeline.report.calibration import reliability_diagram, reliability_sheet
 from pipeline.report.curves import Curve
-from pipeline.report.figures import Drawing
 from pipeline.report.gather import Facts
 from pipeline.report.insight import Insight
 from pipeline.report.left_out import left_out_lines
-from pipeline.report.sheets import Sheet
+from pipeline.report.parts import Panel, Section
+from pipeline.report.sheet import Line, Sheet
 from pipeline.report.tables import MEAN_HEADS, mean_cells
 from pipeline.report.words import clean, count
 from pipeline.transfer.comparison import Comparison
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A plot, what it says, and its numbers."""
-
-    drawing: Drawing
-    caption: str
-    table: Sheet
-    wide: bool = False
-
-
-@dataclass(frozen=True)
-class Section:
-    id: str
-    title: str
-    text: Sequence[str] = ()
-    table: Sheet | None = None
-    figures: Sequence[Panel] = ()
-    points: Sequence[str] = ()
-    folded: Sequence[tuple[str, Sheet]] = ()
-    listing: tuple[str, str] | None = None
-    short: str = ""
-
 
 # Picture of insight.py → caption, table, whether it takes the whole width.
 _PICTURES: dict[str, tuple[str, Callable[[Insight], Sheet], bool]] = {
@@ -72,7 +47,20 @@ _PICTURES: dict[str, tuple[str, Callable[[Insight], Sheet], bool]] = {
 
 def sections(facts: Facts) -> list[Section]:
     """All sections that have something to say."""
-    parts = (_results, _compute, _curves, _choices, _classes, _calibration, _insight, _data, _run, _limits)
+    parts = (
+        _results,
+        _compute,
+        _curves,
+        _choices,
+        seen.classes,
+        seen.hardest,
+        _calibration,
+        _insight,
+        seen.data,
+        seen.timeline,
+        _run,
+        _limits,
+    )
     return [section for part in parts for section in part(facts)]
 
 
@@ -105,7 +93,7 @@ def groups_section(comparison: Comparison) -> Section:
         "Each dataset counts once in its group. The interval covers the choice of test images within the "
         "datasets, not the choice of datasets.",
     )
-    lines = [sheets.Line(cells) for cells in mean_cells(comparison)]
+    lines = [Line(cells) for cells in mean_cells(comparison)]
     return Section(
         "groups", "Means over datasets", text, table=Sheet(MEAN_HEADS, lines, (0, 1)), short="Groups"
     )
@@ -117,8 +105,22 @@ def _compute(facts: Facts) -> Iterator[Section]:
         "and, for the pretrained start, the whole pre-training. One pre-training serves all datasets, so its "
         "share shrinks with each dataset that uses it."
     )
-    panel = Panel(plots.compute(facts.comparison), caption, spent_sheets.costs(facts.comparison), wide=True)
-    yield Section("compute", "Accuracy against compute", figures=[panel], short="Compute")
+    yield compute_section(facts.comparison, caption)
+
+
+def compute_section(comparison: Comparison, caption: str) -> Section:
+    """The Pareto front of the means, then each dataset."""
+    panels = []
+    front = frontier.frontier(comparison)
+    if front is not None:
+        said = (
+            f"Mean over {len(front.datasets)} datasets. Filled: on the Pareto front; hollow: another is "
+            "as good for less compute, or better for as much."
+        )
+        drawing = frontier.frontier_plot(front)
+        panels.append(Panel(drawing, said, frontier.frontier_sheet(front), wide=True))
+    panels.append(Panel(plots.compute(comparison), caption, spent_sheets.costs(comparison), wide=True))
+    return Section("compute", "Accuracy against compute", figures=panels, short="Compute")
 
 
 def _curves(facts: Facts) -> Iterator[Section]:
@@ -163,20 +165,6 @@ def _choices(facts: Facts) -> Iterator[Section]:
         )
 
 
-def _classes(facts: Facts) -> Iterator[Section]:
-    folded = [
-        (
-            f"{clean(pair.dataset)}: {clean(pair.challenger)} against {clean(pair.baseline)}",
-            sheets.class_changes(facts, pair.dataset, pair.challenger),
-        )
-        for pair in facts.comparison.pairs
-        if pair.p is not None
-    ]
-    if folded:
-        text = ("Single classes have few images; read this to find causes, not to draw conclusions.",)
-        yield Section("classes", "Which classes changed", text, folded=folded, short="Classes")
-
-
 def _calibration(facts: Facts) -> Iterator[Section]:
     if facts.reliability:
         drawing = reliability_diagram(facts.reliability, facts.comparison.labels)
@@ -199,7 +187,7 @@ def _insight(facts: Facts) -> Iterator[Section]:
     figures = [
         Panel(looked.insight.drawings[name], caption.format(source=source), table(looked.insight), wide=wide)
         for name, (caption, table, wide) in _PICTURES.items()
-        if name in looked.insight.drawings
+        if name in looked.insight.drawings and (facts.shows_images or name != "rollout")
     ]
     text = ["The weights as pre-training left them, before any fine-tuning."]
     text += [f"Nothing was looked at: {clean(looked.missing, 400)}."] if looked.missing else []
@@ -207,14 +195,6 @@ def _insight(facts: Facts) -> Iterator[Section]:
     reasons = dict.fromkeys(reason.split("; ")[0] for reason in looked.insight.left_out.values())
     text += [f"Left out: {clean(reason, 400)}." for reason in reasons]
     yield Section("insight", "What the pre-trained model looks at", text, figures=figures, short="Insight")
-
-
-def _data(facts: Facts) -> Iterator[Section]:
-    if facts.data:
-        text = (
-            "A fingerprint names the exact images and labels; results of different ones are never compared.",
-        )
-        yield Section("data", "Data", text, table=sheets.data(facts))
 
 
 def _run(facts: Facts) -> Iterator[Section]:

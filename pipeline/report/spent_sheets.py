@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.report.gather import Facts, JobCard
-from pipeline.report.sheets import Line, Sheet, grouped
+from pipeline.report.sheet import Line, Sheet, grouped
 from pipeline.report.tables import cost_text
 from pipeline.report.words import clean, count, device_hours, duration, exaflops, percent, quantity
 from pipeline.transfer.cells import TRAINING_STAGES

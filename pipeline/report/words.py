@@ -29,6 +29,12 @@ def clean(name: object, longest: int = LONGEST_NAME) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
+def clean_end(name: object, longest: int) -> str:
+    """As `clean`, but what is kept is the end: of a path it says which file."""
+    text = printable(name)
+    return text if len(text) <= longest else "…" + text[1 - longest :]
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 

@@ -1,4 +1,4 @@
-"""Is a run due: which shards lie under the watched directory, and which of them no round has seen.
+"""Is a run due: which shards lie under the watched directory or prefix, and which of them no round has seen.
 
 New is by content: a shard that was copied, renamed or touched is not. A shard counts once it has settled
 and can be read; what is half written or damaged is named and waits. A schedule is never a reason to train.
@@ -6,6 +6,8 @@ and can be read; what is half written or damaged is named and waits. A schedule 
 
 from __future__ import annotations
 
+import math
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from pipeline.config import NewDataSettings
 from pipeline.config_io import digest_of
 from pipeline.data.files import file_reader
 from pipeline.data.index import scan
+from pipeline.data.listing import Entry, list_shards
+from pipeline.data.remote import local_copy
 from pipeline.errors import DataError, UserError
 from pipeline.retrain.state import Round, SeenShard, State
 from pipeline.train.tensorfile import hash_file
@@ -48,28 +52,24 @@ def look(settings: NewDataSettings, classes: Sequence[str] | None, state: State,
     """The shards that count now; each is read once and remembered by name, size and time.
 
     Raises:
-        UserError: there is no such directory.
+        UserError: there is no such directory, or it may not be read.
+        EnvironmentUnfit: the store that is watched does not answer.
     """
-    directory = Path(settings.watch)
-    if not directory.is_dir():
-        raise UserError(
-            f"no directory {directory}", "the one in which shards appear", "correct retrain.data.watch"
-        )
     known, shards, waiting = state.known_shards(), [], []
     names = {name: number for number, name in enumerate(classes or ())}
-    for file in sorted(directory.glob("*.tar")):
-        status = file.stat()
-        if now - status.st_mtime < settings.settle_s:
-            waiting.append(f"{file.name} changed {max(0, now - status.st_mtime):.0f} s ago")
+    for entry in list_shards(settings.watch):
+        unsettled = _unsettled(entry, settings.settle_s, now)
+        if unsettled is not None:
+            waiting.append(f"{entry.name} {unsettled}")
             continue
-        before = known.get(file.name)
-        if before is not None and (before.bytes, before.mtime_ns) == (status.st_size, status.st_mtime_ns):
+        before = known.get(entry.name)
+        if before is not None and (before.bytes, before.mtime_ns) == (entry.bytes, entry.written_ns or 0):
             shards.append(before)
             continue
         try:
-            shards.append(_read(file, names))
-        except DataError as error:
-            waiting.append(f"{file.name} cannot be used: {error.found}")
+            shards.append(_read(entry, names))
+        except (DataError, UserError) as error:  # damaged; compressed
+            waiting.append(f"{entry.name} cannot be used: {error.found}")
     if tuple(shards) != tuple(known.values()):
         state.keep_shards(tuple(shards))
     # Two names of one content are one shard: samples must not count twice.
@@ -77,11 +77,24 @@ def look(settings: NewDataSettings, classes: Sequence[str] | None, state: State,
     return Found(shards=tuple(sorted(unique.values(), key=lambda s: s.name)), waiting=tuple(waiting))
 
 
-def _read(file: Path, names: dict[str, int]) -> SeenShard:
-    status = file.stat()
-    with file_reader(file) as read_at:
-        samples = len(scan(file.name, status.st_size, read_at, names).offset)
-    return SeenShard(file.name, status.st_size, status.st_mtime_ns, samples, hash_file(file).sha256)
+def _unsettled(entry: Entry, settle_s: float, now: float) -> str | None:
+    """Why a shard may still be written to; None: it has settled."""
+    if entry.written_ns is None:
+        return "does not say when it was written (settle_s=0 takes it as it is)" if settle_s else None
+    age = now - entry.written_ns / 1e9
+    return f"changed {max(0, age):.0f} s ago" if age < settle_s else None
+
+
+def _read(entry: Entry, names: dict[str, int]) -> SeenShard:
+    """Its samples and its hash; one of a store is fetched for that, and deleted again."""
+    with (
+        tempfile.TemporaryDirectory(prefix="vitline-") as directory,
+        local_copy(entry.place, Path(directory)) as file,
+        file_reader(file) as read_at,
+    ):
+        samples = len(scan(entry.name, file.stat().st_size, read_at, names).offset)
+        sha256 = hash_file(file).sha256
+    return SeenShard(entry.name, entry.bytes, entry.written_ns or 0, samples, sha256)
 
 
 def decide(
@@ -107,12 +120,15 @@ def decide(
         )
     if gone and settings.on_removed == "retrain":
         return Freshness(due=True, reason=f"data rewritten: {gone[0]} is gone or changed", new_samples=new)
-    if new >= settings.min_new_samples:
+    wanted = settings.min_new_samples
+    if last is not None:
+        wanted = max(wanted, math.ceil(settings.min_new_fraction * last.samples))
+    if new >= wanted:
         return Freshness(due=True, reason=_with(f"{new} new samples", found), new_samples=new)
     age = None if last is None or last.ended is None else (now - last.ended) / _DAY_S
     if settings.max_age_days is not None and age is not None and age > settings.max_age_days:
         return Freshness(due=True, reason=f"the last run is {age:.1f} days old", new_samples=new)
-    few = f"{new} new samples, fewer than {settings.min_new_samples}"
+    few = f"{new} new samples, fewer than {wanted}"
     return Freshness(due=False, reason=_with(few, found), new_samples=new)
 
 

@@ -17,6 +17,7 @@ from model.weights.files import load_weights
 from pipeline.config import GateSettings
 from pipeline.errors import DataError
 from pipeline.retrain.gate import Judgement, judge
+from pipeline.retrain.guards import Side, against_champion, leaks
 from pipeline.retrain.state import Round, State
 from pipeline.rundir import RunDir, read_json
 from pipeline.stages import compare, pretrain
@@ -34,13 +35,31 @@ def judge_round(now: Round, state: State, registry: Registry, settings: GateSett
     """
     run = state.run_dir(now.run)
     guards = examine_weights(weights_of(run))
+    cells = cells_of(run)
+    if settings.disjoint:
+        guards |= leaks(run, cells, _compared(run)[pretrain.STAGE])
     if now.champion is None:
-        return judge(cells_of(run), None, settings, guards)
-    seated = registry.version(now.champion).tags.get("run", "")
-    if not seated or not state.run_dir(seated).jobs.is_dir():
+        return judge(cells, None, settings, guards)
+    there = champion_run(now, state, registry)
+    if there is None:
         why = f"the predictions of the champion, version {now.champion}, are no longer in {state.runs}"
         return Judgement(verdict="inconclusive", why=why, needed=None, datasets=(), guards=guards)
-    return judge(cells_of(run), cells_of(state.run_dir(seated)), settings, guards)
+    old = Side(there, cells_of(there), weights_of(there))
+    if not guards[READABLE]:
+        guards |= against_champion(Side(run, cells, weights_of(run)), old, settings)
+    return judge(cells, old.cells, settings, guards)
+
+
+def champion_run(now: Round, state: State, registry: Registry) -> RunDir | None:
+    """The run with the champion's results: the one that evaluated it anew for this round, or its own.
+
+    None: there is no champion, or its run is gone.
+    """
+    if now.champion is None:
+        return None
+    name = now.again or registry.version(now.champion).tags.get("run", "")
+    run = state.run_dir(name)
+    return run if name and run.jobs.is_dir() else None
 
 
 def evidence(
@@ -56,6 +75,8 @@ def evidence(
         "floors": settings.floors,
         "model": model,
         "champion": now.champion,
+        "champion_run": now.again or "",
+        "champion_not_evaluated_anew": now.again_why,
         "key": now.key,
         "run": now.run,
         "data": now.data,

@@ -1,4 +1,4 @@
-"""Tells people and programs what became of a round: webhooks and commands.
+"""Tells people and programs what became of a round: webhooks, commands, and a ping that ticks still come.
 
 One JSON object for each occasion. A receiver that is away, slow or wrong is logged and never changes what
 was decided. URLs and keys come from the environment by the names in the settings, so that no file and no
@@ -51,6 +51,16 @@ def notify(receivers: Sequence[NotifySettings], occasion: str, body: Mapping[str
             logger.warning("notifying %s of %s failed: %s", name, occasion, _harmless(error))
 
 
+def ping(variable: str) -> None:
+    """Ask for the URL that the environment variable holds, so that its owner hears of this tick."""
+    url = os.environ.get(variable, "")
+    try:
+        _check(url)
+        _send(urllib.request.Request(url))
+    except (OSError, ValueError) as error:
+        logger.warning("the ping to %s failed: %s", variable, _harmless(error))
+
+
 def _harmless(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP status {error.code}"
@@ -79,10 +89,14 @@ def _post(receiver: NotifySettings, text: str, summary: str) -> None:
             raise _Refused(f"the variable {receiver.key_env} is empty")
         signature = hmac.new(key.encode(), f"{stamp}.".encode() + data, hashlib.sha256)
         headers["X-Vitline-Signature"] = signature.hexdigest()
+    _send(urllib.request.Request(url, data, headers))
+
+
+def _send(request: urllib.request.Request) -> None:
     opener = urllib.request.build_opener(_NoRedirect)
     for left in reversed(range(_TRIES)):
         try:
-            opener.open(urllib.request.Request(url, data, headers), timeout=_TIMEOUT_S).close()
+            opener.open(request, timeout=_TIMEOUT_S).close()
             return
         except urllib.error.HTTPError as error:
             # 4xx will not change by asking again.

@@ -10,7 +10,8 @@ from pipeline.config import RetrainSettings, RunConfig, WebdatasetSource
 from pipeline.config_io import digest_of
 from pipeline.errors import UserError
 from pipeline.retrain.freshness import Found, Freshness, decide, look
-from pipeline.retrain.rounds import key_of
+from pipeline.retrain.holds import why_held
+from pipeline.retrain.rounds import key_of, watched
 from pipeline.retrain.state import SEEN, Round, State
 from pipeline.tracking_registry import CHAMPION, Registry
 
@@ -52,23 +53,37 @@ def find_data(scene: Scene) -> Found:
     source = scene.config.datasets[str(scene.config.pretrain.dataset)]
     assert isinstance(source, WebdatasetSource), "checked with the configuration"
     data = scene.settings.data
-    watched = data.model_copy(update={"watch": str(scene.directory / data.watch)})
-    return look(watched, source.classes, scene.state, scene.clock())
+    here = data.model_copy(update={"watch": watched(scene.config, scene.directory)})
+    return look(here, source.classes, scene.state, scene.clock())
+
+
+def wanted(scene: Scene, force: str | None) -> tuple[Found, Freshness]:
+    """The data that counts, and whether a round is due and may begin now.
+
+    Args:
+        force: why a run is wanted whatever the data and the holds say.
+    """
+    found, state = find_data(scene), scene.state
+    fresh = decide(scene.settings.data, found, state.last_seen(), scene.clock())
+    queued = state.queued()
+    if force is not None and found.shards:
+        return found, replace(fresh, due=True, reason=f"forced: {force}")
+    if queued is not None and fresh.new_samples:
+        fresh = replace(fresh, due=True, reason=f"queued: {queued}")
+    held = why_held(scene.settings, state, scene.clock()) if fresh.due else None
+    if held is not None:
+        fresh = replace(fresh, due=False, reason=f"{held} (due: {fresh.reason})")
+    return found, fresh
 
 
 def open_round(scene: Scene, fence: int, force: str | None) -> Round | str:
     """A new round, written; or why there is none, in words.
 
     Args:
-        force: why a run is wanted whatever the data says.
+        force: why a run is wanted whatever the data and the holds say.
     """
-    found, state = find_data(scene), scene.state
-    fresh = decide(scene.settings.data, found, state.last_seen(), scene.clock())
-    queued = state.queued()
-    if force is not None and found.shards:
-        fresh = replace(fresh, due=True, reason=f"forced: {force}")
-    elif queued is not None and fresh.new_samples:
-        fresh = replace(fresh, due=True, reason=f"queued: {queued}")
+    found, fresh = wanted(scene, force)
+    state = scene.state
     if not fresh.due:
         return fresh.reason
     champion, start, sha256 = scene.registry.at(CHAMPION), None, None

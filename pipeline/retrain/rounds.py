@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.config import RunConfig, WebdatasetSource
 from pipeline.config_io import digest_of
+from pipeline.data.remote import is_remote
 from pipeline.errors import UserError
 from pipeline.graph import plan
 from pipeline.retrain.state import SEEN, Round, State
@@ -46,7 +47,7 @@ def config_of(config: RunConfig, value: Round, state: State, directory: Path) ->
     """
     assert config.retrain is not None
     bad = next((shard.name for shard in value.shards if _SPECIAL & set(shard.name)), None)
-    watch = str(directory / config.retrain.data.watch)
+    watch = watched(config, directory)
     if bad is not None or _SPECIAL & set(watch):
         raise UserError(f"braces or commas in {bad or watch}", "names without them", "rename it")
     name = str(config.pretrain.dataset)
@@ -69,13 +70,23 @@ def config_of(config: RunConfig, value: Round, state: State, directory: Path) ->
     )
 
 
+def watched(config: RunConfig, directory: Path) -> str:
+    """Where shards appear: a URL, or a path that is seen from `directory`."""
+    assert config.retrain is not None
+    watch = config.retrain.data.watch
+    return watch.rstrip("/") if is_remote(watch) else str(directory / watch)
+
+
 def tracking_uri(config: RunConfig, directory: Path) -> str:
     """All rounds, and the registry, share the store that a plain run would use."""
     return config.tracking.uri or f"sqlite:///{(directory / config.root / 'mlflow.db').absolute()}"
 
 
-def reuse(config: RunConfig, state: State, rounds: Sequence[Round]) -> int:
+def reuse(config: RunConfig, state: State, rounds: Sequence[Round], also: str | None = None) -> int:
     """Link what earlier rounds have done and this one needs too, as prepared test sets; how many jobs.
+
+    Args:
+        also: run of a round that has no verdict yet, and may be linked too.
 
     A job's digest is made of all that its result depends on, so the same digest is the same result.
     """
@@ -91,7 +102,8 @@ def reuse(config: RunConfig, state: State, rounds: Sequence[Round]) -> int:
             continue
         for earlier in reversed(rounds):
             there = state.run_dir(earlier.run).job(item.digest)
-            if earlier.run != config.name and earlier.phase in SEEN and there.result.exists():
+            ended = earlier.phase in SEEN or earlier.run == also
+            if earlier.run != config.name and ended and there.result.exists():
                 run.job(item.digest).path.symlink_to(there.path.resolve())
                 linked += 1
                 break

@@ -3,8 +3,10 @@
     lease.json        who is at a tick                      fence.json   how many ticks there were
     ledger.jsonl      one line a tick: what was decided, why, on which numbers
     queue.json        a run that is wanted after the present one
+    paused.json       why no round may begin, while somebody wants that
     shards.json       samples and hashes of shards that were read once (a cache)
     champion/vN/      weights of the champion, as the registry gave them
+    runs/NAME-KEY-champion/    the champion, evaluated on the test images of that round
     runs/NAME-KEY/    one run directory a round, and in it
         round.json    the round: its data, its start, how far it has come
         gate.json     the evidence of its verdict
@@ -25,7 +27,7 @@ from pipeline.events import Event, EventLog, read_events
 from pipeline.rundir import RunDir, read_json, write_json
 
 Phase = Literal[
-    "due", "submitted", "evaluated", "judged",
+    "due", "submitted", "evaluated", "rejudging", "judged",
     "promoted", "rejected", "inconclusive", "waiting", "failed", "replaced",
 ]  # fmt: skip
 # A round in one of these has ended; one in SEEN came to a verdict about its data.
@@ -55,6 +57,8 @@ class Round:
         champion: version in the registry when the round began; None: there was none.
         start: weights file it begins from; None: scratch.
         attempts: starts so far. record: what the runner needs to find the last of them.
+        again: run in which the champion was evaluated anew, since it was judged on other test images.
+        again_attempts: starts of that run. again_why: why it was not.
         version: of the challenger in the registry, once it is registered.
         told: the occasion that was notified last.
     """
@@ -74,12 +78,20 @@ class Round:
     record: dict[str, Any] | None = None
     ended: float | None = None
     why: str = ""
+    again: str | None = None
+    again_attempts: int = 0
+    again_why: str = ""
     version: str | None = None
     told: str = ""
 
     @property
     def samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
+
+    @property
+    def champion_run(self) -> str:
+        """Name of the run that evaluates the champion anew, where that is needed."""
+        return f"{self.run}-champion"
 
 
 class State:
@@ -92,6 +104,7 @@ class State:
         self.shards = path / "shards.json"
         self._fence = path / "fence.json"
         self._queue = path / "queue.json"
+        self._paused = path / "paused.json"
         self._ledger = path / "ledger.jsonl"
 
     # ---------------------------------------------------------------- fencing
@@ -149,6 +162,18 @@ class State:
             self._queue.unlink(missing_ok=True)
         else:
             write_json(self._queue, {"reason": reason})
+
+    def paused(self) -> str | None:
+        """Why no round may begin; None: one may."""
+        value = read_json(self._paused)
+        return None if value is None else str(value["reason"])
+
+    def pause(self, reason: str | None) -> None:
+        """Let no round begin until this is called with None."""
+        if reason is None:
+            self._paused.unlink(missing_ok=True)
+        else:
+            write_json(self._paused, {"reason": reason})
 
     def note(self, event: Event) -> None:
         """Append a line to the ledger."""

@@ -1,8 +1,10 @@
 """One tick of scheduled retraining: advances as far as it can without waiting, under a lease.
 
     (none) ─ data makes a run due ─► due ─► submitted ─► evaluated ─► judged ─┬─► promoted
-                                      ▲        │ died, stopped: again          ├─► rejected, inconclusive
-                                      └────────┴─ out of attempts ─► failed    └─► waiting (for approval)
+                                      ▲        │ died, stopped: again  ▲       ├─► rejected, inconclusive
+                                      └────────┴─ out of attempts ─►   │       └─► waiting (for approval)
+                                                   failed              └► rejudging: the champion was judged
+                                                                          on other images; a run mends that
 
 Every step is written before the next begins and does no harm twice, so a tick may be killed anywhere: the
 next one takes its lease over and goes on. Any number of missed ticks equals one. Only what holds the lease
@@ -19,9 +21,10 @@ from pipeline.errors import DataError, VitlineError
 from pipeline.lease import Lease
 from pipeline.retrain.freshness import decide
 from pipeline.retrain.judging import READABLE, evidence, judge_round, weights_of
-from pipeline.retrain.notify import notify
+from pipeline.retrain.notify import notify, ping
 from pipeline.retrain.opening import Scene, find_data, open_round
 from pipeline.retrain.promotion import promote, register
+from pipeline.retrain.reevaluation import needed, prepare
 from pipeline.retrain.rounds import config_of, reuse
 from pipeline.retrain.state import SEEN, Phase, Round, State
 from pipeline.rundir import RunDir, read_json, write_json
@@ -82,10 +85,13 @@ class Ticker:
         with Lease(self.state.lease):
             self.fence = self.state.next_fence()
             try:
-                return self._advance(force)
+                answer = self._advance(force)
             except VitlineError as error:
                 self._note(Answer("error", error.found), self.state.current())
                 raise
+        if self.settings.ping_env is not None:
+            ping(self.settings.ping_env)
+        return answer
 
     # ---------------------------------------------------------------- the machine
 
@@ -109,6 +115,11 @@ class Ticker:
                 now = self._after_run(now, seen.exit_code)
             elif now.phase == "evaluated":
                 now = self._judge(now)
+            elif now.phase == "rejudging":
+                again = self._look_again(now)
+                if again is None:
+                    return self._note(Answer("started" if started else "running", now.reason, now.run), now)
+                now = again
             elif now.phase == "judged":
                 now = self._act(now)
             elif now.phase == "replaced":
@@ -159,6 +170,8 @@ class Ticker:
     def _judge(self, now: Round) -> Round:
         gate, model = self.settings.gate, self.registry.name
         try:
+            if now.again is None and not now.again_why and needed(now, self.state, self.registry):
+                return self._start_again(now)
             judgement = judge_round(now, self.state, self.registry, gate)
             run = self.state.run_dir(now.run)
             weights = weights_of(run)
@@ -171,6 +184,27 @@ class Ticker:
         write_json(self.state.gate(now.run), found)
         version = register(self.registry, now, run, weights, self.state.gate(now.run))
         return self._write(now, phase="judged", version=version.number, why=judgement.why)
+
+    def _start_again(self, now: Round) -> Round:
+        """Have the champion evaluated on the images that the challenger was judged on."""
+        config = prepare(now, self.state, self.registry)
+        if isinstance(config, str):
+            return self._write(now, phase="evaluated", again_why=config)
+        record = self.runner.start(config, self.state.run_dir(config.name))
+        tries = now.again_attempts + 1
+        return self._write(now, phase="rejudging", again_attempts=tries, record=record)
+
+    def _look_again(self, now: Round) -> Round | None:
+        """What became of that run; None: it goes on."""
+        assert now.record is not None, "a run that was started has a record"
+        seen = self.runner.look(self.state.run_dir(now.champion_run), now.record)
+        if seen.running:
+            return None
+        if seen.exit_code == 0:
+            return self._write(now, phase="evaluated", again=now.champion_run)
+        if seen.exit_code in _RETRY and now.again_attempts < self.settings.attempts:
+            return self._start_again(now)
+        return self._write(now, phase="evaluated", again_why=f"its run ended with exit code {seen.exit_code}")
 
     def _act(self, now: Round) -> Round:
         gate = read_json(self.state.gate(now.run))

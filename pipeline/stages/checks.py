@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from pipeline.config import ModelSettings, PretrainSettings, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.stages import pretrain
 from pipeline.train.network import network_of
-from pipeline.train.objective import masked_model
 
 
 def check_run(config: RunConfig) -> None:
@@ -37,6 +34,11 @@ def check_run(config: RunConfig) -> None:
 
 
 def _check_masked(settings: PretrainSettings) -> None:
+    # Brings in PyTorch, which the driver of any other run can do without.
+    import torch
+
+    from pipeline.train.objective import masked_model
+
     model = settings.model
     config = network_of(model, settings.image_size, 1, representation=False)
     try:

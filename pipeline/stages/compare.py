@@ -9,7 +9,7 @@ from pipeline.graph import Job
 from pipeline.stages import evaluate, pretrain
 
 STAGE = "compare"
-VERSION = 1
+VERSION = 2  # 2: pictures, confusions, the timeline and the Pareto front in the report
 
 
 def jobs(config: RunConfig) -> list[Job]:
@@ -18,6 +18,8 @@ def jobs(config: RunConfig) -> list[Job]:
     settings: dict[str, Any] = {"name": config.name, "protocol": protocol.name}
     if protocol.groups:
         settings["groups"] = {group: list(names) for group, names in protocol.groups.items()}
+    if not config.report.images:
+        settings["images"] = False
     return [
         Job(
             name=STAGE,

@@ -21,7 +21,10 @@ VERSION = 1
 
 # Settings that change how the work is done and not what comes out (P1): they may change between two
 # attempts, and the same job goes on from its checkpoint.
-_HOW = {"gang", "threads", "log_every", "log_samples", "checkpoint", "validation", "micro_batch", "engine"}
+_HOW = {
+    *("gang", "threads", "micro_batch", "engine", "checkpoint", "validation"),
+    *("log_every", "log_samples", "profile"),
+}
 
 
 def jobs(config: RunConfig) -> list[Job]:

@@ -47,11 +47,16 @@ class Attempt:
         return path.relative_to(self.run).as_posix()
 
 
+class _RankLog(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing: a full disk would drown the one message that names it in tracebacks."""
+
+
 @contextmanager
 def rank_log(path: Path, rank: int) -> Iterator[None]:
     """While inside, everything that our packages log goes to `path` too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
+    handler = _RankLog(path)
     handler.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("pipeline", "model")]
     levels = [logger.level for logger in loggers]

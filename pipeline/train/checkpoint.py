@@ -44,6 +44,13 @@ class Checkpoint:
         """Steps done when it was taken."""
         return int(self.record["step"])
 
+    @property
+    def device_seconds(self) -> float:
+        """Seconds × ranks of all attempts. A checkpoint from before this was kept says the seconds of all
+        attempts and the ranks of its own, which is as near as one can come."""
+        record = self.record
+        return float(record.get("device_seconds", record["seconds"] * record["world"]))
+
 
 def directory_of(root: Path, step: int) -> Path:
     return root / f"step-{step:09d}"
@@ -107,9 +114,12 @@ def damage(checkpoint: Checkpoint, part: int = 0, parts: int = 1) -> str | None:
 
 
 def sweep(root: Path) -> list[str]:
-    """Remove what no attempt completed; called by rank 0 before an attempt's first save."""
+    """Remove what no attempt completed; called by rank 0 before an attempt's first save. Damaged ones stay
+    while there is no other: something may be saved of them."""
     complete = {checkpoint.path for checkpoint in complete_checkpoints(root)}
     swept = [path for path in sorted(root.glob("step-*")) if path not in complete]
+    if not complete:
+        swept = [path for path in swept if not (path / DAMAGED).exists()]
     for path in swept:
         shutil.rmtree(path, ignore_errors=True)
     return [path.name for path in swept]

@@ -1,7 +1,7 @@
-"""The choice between the two engines.
+"""The choice between the engines.
 
 plain (plain.py)   PyTorch on one rank; the reference of the self-test, and what small jobs use
-zero  (zero.py)    DeepSpeed ZeRO on any number of ranks
+zero  (zero.py)    DeepSpeed on any number of ranks: ZeRO stages 1 to 3, and stage 0, which splits nothing
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def create_engine(
         module.set_activation_checkpointing(True)  # type: ignore[operator]
     if settings.compile:
         _compile_blocks(module)
-    module.to(world.device)
+    if not settings.rounds_parameters:
+        module.to(world.device)  # else DeepSpeed does it, after rounding: a device never holds both
     groups = make_groups(module.named_parameters(), rules(optimizer), optimizer.layer_decay)
     made = make_optimizer(groups, optimizer)
     if settings.kind == "plain":
@@ -45,7 +46,9 @@ def create_engine(
                 "set engine.kind to zero, or workers to 1",
             )
         return PlainEngine(module, made, optimizer.clip_norm, settings.precision)
-    engine: Engine = _import_zero().ZeroEngine(module, made, optimizer.clip_norm, settings, shape, world)
+    zero = _import_zero()
+    kind = zero.ReplicatedEngine if settings.stage == 0 else zero.ZeroEngine
+    engine: Engine = kind(module, made, optimizer.clip_norm, settings, shape, world)
     return engine
 
 

@@ -45,6 +45,8 @@ class Goodput:
 
 def goodput(events: Sequence[dict[str, Any]]) -> Goodput | None:
     """Of one training's events in order; None before its first start."""
+    # The gang's own notes are no word of an attempt: they are made while it is down, too.
+    events = [event for event in events if event.get("event") != "gang"]
     starts = [event for event in events if event.get("event") == "start"]
     if not starts:
         return None

@@ -8,21 +8,13 @@ over all ranks), so they add up to it and no engine averages anything again.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from pipeline.train.fragments import Fragment
-
-
-@dataclass(frozen=True)
-class BatchShape:
-    """batch = world × micro_batch × accumulation, never rounded."""
-
-    batch: int  # samples in a step, over all ranks
-    micro_batch: int  # samples a rank holds at once
-    accumulation: int  # micro-batches in a step
+from pipeline.train.shape import BatchShape as BatchShape
 
 
 class Engine(ABC):
@@ -31,6 +23,8 @@ class Engine(ABC):
     module: nn.Module  # names are canonical, parameters may be empty (ZeRO-3)
     optimizer: torch.optim.Optimizer  # its groups carry the rates
     updates: int  # updates applied so far, over all attempts
+    # The last step was left out because float16 gradients overflowed, and the loss scale was lowered for it.
+    overflowed: bool = False
 
     @abstractmethod
     def forward(self, images: torch.Tensor, *more: object) -> torch.Tensor:
@@ -42,8 +36,11 @@ class Engine(ABC):
         """Add the gradients of one micro-batch's share of the loss; `last` of the step."""
 
     @abstractmethod
-    def step(self, rate: float) -> bool:
-        """Clip and update. False: a gradient was not finite, nothing was changed on any rank."""
+    def step(self, rate: float, *, finite: bool = True) -> bool:
+        """Clip and update. False: a gradient was not finite, nothing was changed on any rank.
+
+        `finite` says whether the loss was, on all ranks; the loss scale of float16 pays for overflows only.
+        """
 
     @abstractmethod
     def grad_norm(self) -> float:
@@ -54,12 +51,17 @@ class Engine(ABC):
         """Writable views of what this rank owns of the float32 masters and the moments."""
 
     @abstractmethod
-    def loaded(self, updates: int) -> None:
-        """Fragments were written; `updates` had been applied to them. Brings everything else in line."""
+    def loaded(self, updates: int, loss_scaler: Mapping[str, float] | None = None) -> None:
+        """Fragments were written; `updates` had been applied to them. Brings everything else in line, and
+        takes over a `loss_scaler` where the engine has one."""
 
     @abstractmethod
     def close(self) -> None:
         """Give back memory and hooks; the engine is not used again."""
+
+    def loss_scaler(self) -> dict[str, float] | None:
+        """State of the dynamic loss scale, the same on all ranks, `cur_scale` among it; None without one."""
+        return None
 
     def training(self, on: bool) -> None:
         self.module.train(on)

@@ -26,34 +26,20 @@ from pipeline.data.loader import TrainLoader
 from pipeline.errors import StopRequested, TrainingError
 from pipeline.train.average import PolyakAverage
 from pipeline.train.cadence import Cadence
-from pipeline.train.interface import BatchShape, Engine
+from pipeline.train.interface import Engine
 from pipeline.train.meters import Meters
 from pipeline.train.objective import Objective, Part
 from pipeline.train.optim import learning_rate
+from pipeline.train.plan import Plan
+from pipeline.train.profiling import Profiler
 from pipeline.train.rewinding import LeftOut, Rewind
 from pipeline.train.samplelog import SampleLog
 from pipeline.train.saving import Saver
 from pipeline.train.spikes import SpikeDetector
+from pipeline.train.updates import before_update, update_ratio
 from pipeline.train.world import World
 
 SHOWN_IDS = 16  # sample ids in a message
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Numbers of a training that are known before its first step."""
-
-    steps: int
-    warmup: int  # steps
-    cooldown: int  # steps
-    log_every: int  # steps
-    validate_every: int | None  # steps; None: only after the last
-    skip_window: int | None  # batches left out before a fault; None: all since the checkpoint
-    save_every: int | None  # steps; None: only at the end and when stopped, or as cadence.py says
-    keep_every: int | None  # steps; the checkpoint at each multiple stays for good
-    shape: BatchShape
-    samples: int  # in an epoch
-    seed: int
 
 
 @dataclass
@@ -74,10 +60,12 @@ class Training:
     average: PolyakAverage | None
     beat: Callable[[str, int], None]  # phase, steps done: says where this rank is
     record: Callable[[int], Mapping[str, Any]]  # what a checkpoint after a step says beside its fragments
+    profiler: Profiler
     validate: Callable[[int], object]  # scores the network after a step; raises StopRequested
     top_speed: float | None  # images/s of one device at its peak; None: not known
     left_out: tuple[LeftOut, ...] = ()  # rewinds of the job until now
-    skipped: int = 0  # updates left out in this attempt
+    skipped: int = 0  # updates left out in this attempt because something was not finite
+    overflows: int = 0  # updates left out in this attempt because float16 overflowed at its loss scale
     last: dict[str, float] = field(default_factory=dict)  # figures of the last report
 
 
@@ -107,6 +95,7 @@ def train(run: Training, step: int) -> None:
     skips_in_a_row = 0
     engine.training(True)
     while step < plan.steps:
+        run.profiler.begin(step + 1)
         run.beat("data", step)
         asked_s = time.perf_counter()
         batch = next(run.loader)
@@ -124,23 +113,29 @@ def train(run: Training, step: int) -> None:
 
         run.beat("update", step)
         step += 1
+        logged = step % plan.log_every == 0 or step == plan.steps or verdict.stop
+        before = before_update(engine.fragments()) if logged else None
         rate = learning_rate(step, plan.steps, plan.warmup, run.settings.optimizer, plan.cooldown)
         # A loss that is not finite gives gradients that are not; then no rank changes anything.
-        applied = engine.step(rate)
+        applied = engine.step(rate, finite=verdict.finite)
         if applied and not verdict.finite:
             raise not_finite(run, step, batch, losses)
         if applied and run.average is not None:
             run.average.update(engine.updates)
-        skips_in_a_row = 0 if applied else skips_in_a_row + 1
-        run.skipped += not applied
+        fault = not applied and not engine.overflowed
+        skips_in_a_row = 0 if applied else skips_in_a_row + fault
+        run.skipped += fault
+        run.overflows += engine.overflowed
         if skips_in_a_row == health.skips_in_a_row:
             raise too_many_skips(run, step, skips_in_a_row)
         if run.sample_log is not None:
             run.sample_log.write(step, batch.ids)
         meters.stepped(step)
+        meters.paused(run.profiler.end(step))
 
-        if step % plan.log_every == 0 or step == plan.steps or verdict.stop:
-            report_progress(run, meters, step, verdict.loss, rate)
+        if before is not None:
+            ratio = update_ratio(before, engine.fragments(), run.world)
+            report_progress(run, meters, step, verdict.loss, rate, ratio)
         if unusual is not None and verdict.finite and (what := unusual(verdict.loss)) is not None:
             run.report({"event": "warning", "message": f"step {step}: {what}"})
 
@@ -224,11 +219,13 @@ def quarantine(run: Training, step: int) -> None:
         run.report({"event": "quarantine", "step": step, "samples": samples})
 
 
-def report_progress(run: Training, meters: Meters, step: int, loss: float, rate: float) -> None:
+def report_progress(
+    run: Training, meters: Meters, step: int, loss: float, rate: float, update: float
+) -> None:
     norm = run.engine.grad_norm()
     position = int(run.loader.state(step)["position"])
-    figures = {"loss": loss, "grad_norm": norm, "lr": rate, **meters.report(step)}
-    figures |= run.objective.figures(run.world)
+    figures = {"loss": loss, "grad_norm": norm, "lr": rate, "update_ratio": update, **meters.report(step)}
+    figures |= run.objective.figures(run.world) | run.profiler.figures()
     run.last = {name: value for name, value in figures.items() if math.isfinite(value)}
     run.report(
         {
@@ -240,8 +237,14 @@ def report_progress(run: Training, meters: Meters, step: int, loss: float, rate:
             "position": position,
             "epoch": position / run.plan.samples,
             "skipped": run.skipped,
+            **_of_float16(run),
         }
     )
+
+
+def _of_float16(run: Training) -> dict[str, float]:
+    scaler = run.engine.loss_scaler()
+    return {} if scaler is None else {"overflows": run.overflows, "loss_scale": scaler["cur_scale"]}
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model.config import ModelConfig
-from model.zoo import model_config
+from model.names import model_config
 from pipeline.config import ModelSettings
 
 

@@ -19,9 +19,11 @@ from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.copying import Copier
 from pipeline.train.heartbeat import Heartbeat
 from pipeline.train.interface import Engine
-from pipeline.train.loop import Plan, Training
+from pipeline.train.loop import Training
 from pipeline.train.objective import Objective
 from pipeline.train.peaks import top_images_per_s
+from pipeline.train.plan import Plan
+from pipeline.train.profiling import Profiler
 from pipeline.train.remote import RemoteCheckpoints
 from pipeline.train.rewinding import read_left_out, skips_of
 from pipeline.train.samplelog import SampleLog
@@ -84,13 +86,14 @@ def make_training(parts: Parts, checkpoint: Checkpoint | None, validate: Callabl
     settings, attempt, engine = parts.job.settings, parts.attempt, parts.engine
     world = attempt.world
     earlier_s = float(checkpoint.record["seconds"]) if checkpoint else 0.0
-    earlier_device_s = float(checkpoint.record["device_seconds"]) if checkpoint else 0.0
+    earlier_device_s = checkpoint.device_seconds if checkpoint else 0.0
 
     def record(done: int) -> dict[str, Any]:
         state = run.loader.state(done)
         return {
             "position": state["position"],
             "updates": engine.updates,
+            "loss_scaler": engine.loss_scaler(),
             "loader": state,
             "quarantine": [astuple(bad) for bad in run.loader.quarantine],
             "digest": attempt.digest,
@@ -124,11 +127,24 @@ def make_training(parts: Parts, checkpoint: Checkpoint | None, validate: Callabl
         average=parts.average,
         beat=parts.beat,
         record=record,
+        profiler=_profiler(parts),
         validate=validate,
-        top_speed=top_images_per_s(parts.config, world.device, settings.engine.precision),
+        top_speed=top_images_per_s(parts.config, world.device, settings.engine.arithmetic),
         last=dict(checkpoint.record["figures"]) if checkpoint else {},
     )
     return run
+
+
+def _profiler(parts: Parts) -> Profiler:
+    attempt, plan = parts.attempt, parts.plan
+    world, job = attempt.world, attempt.job
+    return Profiler(
+        parts.job.settings.profile.steps,
+        plan.communication_every,
+        world,
+        lambda step: job.profile(step, world.rank),
+        attempt.report,
+    )
 
 
 def _saver(parts: Parts) -> Saver:

@@ -7,11 +7,12 @@ does nothing clever.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from pipeline.train.fragments import Fragment, plain_fragments, set_updates
+from pipeline.train.fragments import Fragment, replicated_fragments, set_updates
 from pipeline.train.interface import Engine
 from pipeline.train.optim import create_state, set_rate
 
@@ -38,7 +39,7 @@ class PlainEngine(Engine):
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def step(self, rate: float) -> bool:
+    def step(self, rate: float, *, finite: bool = True) -> bool:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self._norm = norm.item()
@@ -58,9 +59,9 @@ class PlainEngine(Engine):
         return self._norm
 
     def fragments(self) -> list[Fragment]:
-        return plain_fragments(self.module, self.optimizer)
+        return replicated_fragments(self.module, self.optimizer)
 
-    def loaded(self, updates: int) -> None:
+    def loaded(self, updates: int, loss_scaler: Mapping[str, float] | None = None) -> None:
         set_updates(self.optimizer, updates)
         self.updates = updates
 

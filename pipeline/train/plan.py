@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pipeline.config import TrainSettings, to_steps
 from pipeline.errors import ConfigError
-from pipeline.train.interface import BatchShape
-from pipeline.train.loop import Plan
+from pipeline.train.shape import BatchShape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of a training that are known before its first step."""
+
+    steps: int
+    warmup: int  # steps
+    cooldown: int  # steps
+    log_every: int  # steps
+    validate_every: int | None  # steps; None: only after the last
+    skip_window: int | None  # batches left out before a fault; None: all since the checkpoint
+    save_every: int | None  # steps; None: only at the end and when stopped, or as cadence.py says
+    keep_every: int | None  # steps; the checkpoint at each multiple stays for good
+    shape: BatchShape
+    samples: int  # in an epoch
+    communication_every: int | None  # steps; of one in so many the share of communication is measured
+    seed: int
 
 
 def make_plan(settings: TrainSettings, *, samples: int, world: int, seed: int) -> Plan:
@@ -34,8 +53,15 @@ def make_plan(settings: TrainSettings, *, samples: int, world: int, seed: int) -
             "both to fit into the training",
             "shorten optimizer.warmup or cooldown, or lengthen duration",
         )
+    if beyond := [step for step in settings.profile.steps if step > total]:
+        raise ConfigError(
+            f"profile.steps has {beyond[0]} in a training of {total} steps",
+            f"steps from 1 to {total}",
+            "choose earlier steps, or lengthen duration",
+        )
     every, keep_every = settings.checkpoint.every, settings.checkpoint.keep_every
     window, validate = settings.health.skip_window, settings.validation.every
+    communication = settings.profile.communication
     return Plan(
         steps=total,
         warmup=warmup,
@@ -47,6 +73,7 @@ def make_plan(settings: TrainSettings, *, samples: int, world: int, seed: int) -
         keep_every=None if keep_every is None else max(1, steps(keep_every)),
         shape=batch_shape(settings.batch, settings.micro_batch, world),
         samples=samples,
+        communication_every=None if communication is None else max(1, steps(communication)),
         seed=seed,
     )
 

@@ -61,7 +61,7 @@ def probe(parts: Parts, forward: Callable[..., torch.Tensor]) -> dict[str, float
             rates = ridge.few_shot(*bank, *asked, parts.view.num_classes, shots=shots)
             found[f"few_shot_{shots}"] = sum(rates) / len(rates)
         if validation.knn is not None:
-            named = knn.predict(*bank, asked[0], parts.view.num_classes, neighbours=validation.knn)
+            named = knn.votes(*bank, asked[0], parts.view.num_classes, neighbours=validation.knn).argmax(1)
             found["knn_top1"] = float((named == asked[1]).double().mean())
         return found
 

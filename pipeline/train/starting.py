@@ -16,7 +16,8 @@ from model.weights.files import load_into, load_weights
 from model.zoo import create_model
 from pipeline.config import TrainJob
 from pipeline.data.mixture import AnyView
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UserError
+from pipeline.events import read_events
 from pipeline.train.attempt import Attempt
 from pipeline.train.average import PolyakAverage
 from pipeline.train.checkpoint import Checkpoint, find_checkpoint, sweep
@@ -84,7 +85,22 @@ def resume(
 ) -> Checkpoint | None:
     """Load the job's newest good checkpoint into the engine, if there is one; sweep what is incomplete."""
     attempt.world.on_first(lambda: _tidy(attempt, remote))
-    return load_newest(engine, average, attempt, whole_shapes, remote)
+    checkpoint = load_newest(engine, average, attempt, whole_shapes, remote)
+    if checkpoint is None:
+        attempt.world.on_first(lambda: _check_new(attempt))
+    return checkpoint
+
+
+def _check_new(attempt: Attempt) -> None:
+    """A training that has saved does not begin again from nothing because its checkpoints are gone."""
+    saved = [event["step"] for event in read_events(attempt.job.events)[0] if event["event"] == "checkpoint"]
+    if saved:
+        raise UserError(
+            f"step {max(saved)} of job {attempt.digest} was saved, but no checkpoint in "
+            f"{attempt.job.checkpoints} can be used",
+            "a complete checkpoint whose hashes agree",
+            f"put a copy of one back there; or remove {attempt.job.path} to train again from the start",
+        )
 
 
 def load_newest(
@@ -102,5 +118,5 @@ def load_newest(
     if checkpoint is not None:
         fragments = engine.fragments() + (average.fragments if average else [])
         load_fragments(checkpoint, fragments, whole_shapes)
-        engine.loaded(int(checkpoint.record["updates"]))
+        engine.loaded(int(checkpoint.record["updates"]), checkpoint.record.get("loss_scaler"))
     return checkpoint

@@ -12,6 +12,7 @@ import math
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,15 +62,36 @@ def seconds_in(text: str) -> float:
 
 @contextmanager
 def signals_turn_on(switch: StopSwitch) -> Iterator[None]:
-    """While inside, the signals turn the switch on. For the main thread of a process of its own only."""
+    """While inside, the signals turn the switch on. For the main thread of a process of its own only.
+
+    The main thread blocks them, and with it all threads and processes that it starts: a launcher that
+    signals the whole group (Slurm, a terminal) does not kill the compiler in the middle of torch.compile,
+    which would end the training with an error. One thread takes them, whatever the main thread waits for.
+    """
+    ended = threading.Event()
+
+    def listen() -> None:
+        while True:
+            signal.sigwait(SIGNALS)
+            if ended.is_set():
+                return
+            switch.turn_on()
 
     def handler(number: int, frame: FrameType | None) -> None:
+        """For a signal that the system gives to a thread from before, as numerical libraries have them."""
         switch.turn_on()
 
     before = {number: signal.signal(number, handler) for number in SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    listener = threading.Thread(target=listen, name="signals", daemon=True)
+    listener.start()
     try:
         yield
     finally:
+        ended.set()
+        signal.pthread_kill(listener.ident or 0, signal.SIGUSR1)
+        listener.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, old in before.items():
             signal.signal(number, old)
 

@@ -14,8 +14,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    # Its tensors are only asked for their memory; the driver hashes files and has no PyTorch.
+    import torch
 
 _STRIDE = 64 * 2**20  # bytes written and hashed at a time
 
@@ -57,7 +60,7 @@ def _header(tensors: Mapping[str, torch.Tensor]) -> bytes:
     entries: dict[str, object] = {}
     offset = 0
     for key, tensor in tensors.items():
-        assert tensor.dtype == torch.float32, f"{key} is {tensor.dtype}, fragments are float32"
+        assert str(tensor.dtype) == "torch.float32", f"{key} is {tensor.dtype}, fragments are float32"
         assert tensor.is_contiguous(), f"{key} is not contiguous"
         end = offset + 4 * tensor.numel()
         entries[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, end]}

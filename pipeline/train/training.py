@@ -14,7 +14,7 @@ from model.masked import MaskedPatchModel
 from pipeline.config import TrainJob
 from pipeline.data.assemble import Bad
 from pipeline.data.mixture import open_data
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StopRequested
 from pipeline.events import read_events
 from pipeline.train.attempt import Attempt
 from pipeline.train.average import PolyakAverage
@@ -25,10 +25,10 @@ from pipeline.train.fragments import shapes
 from pipeline.train.goodput import goodput
 from pipeline.train.health import self_test
 from pipeline.train.heartbeat import Heartbeat
-from pipeline.train.loop import Plan, Training, save, train
+from pipeline.train.loop import Training, save, train
 from pipeline.train.objective import make_objective
 from pipeline.train.parts import Parts, make_loader, make_training
-from pipeline.train.plan import make_plan
+from pipeline.train.plan import Plan, make_plan
 from pipeline.train.probes import check_probes
 from pipeline.train.remote import RemoteCheckpoints
 from pipeline.train.rewinding import Rewind, leave_out, skips_of
@@ -105,8 +105,9 @@ def _train(parts: Parts, checkpoint: Checkpoint | None) -> tuple[dict[str, float
     try:
         if checkpoint is not None:
             run.loader.check_state(checkpoint.record["loader"])
-            run.loader.take_over(Bad(*bad) for bad in checkpoint.record.get("quarantine", ()))
+            run.loader.take_over(_quarantine(checkpoint))
         parts.attempt.report(_start_event(parts, step))
+        _stop_before_the_first(parts, step)
         if checkpoint is None and parts.job.settings.health.loss_not_finite == "rewind":
             save(run, 0)  # there is always something to go back to
         while True:
@@ -122,6 +123,18 @@ def _train(parts: Parts, checkpoint: Checkpoint | None) -> tuple[dict[str, float
     end = run.record(parts.plan.steps)
     spent = {"cost/seconds": end["seconds"], "cost/device_hours": end["device_seconds"] / 3600}
     return run.last, spent
+
+
+def _stop_before_the_first(parts: Parts, step: int) -> None:
+    """A stop asked for while this attempt started: there is nothing new to save."""
+    attempt = parts.attempt
+    if step < parts.plan.steps and attempt.world.any(attempt.stop()):
+        attempt.report({"event": "stopped", "step": step})
+        raise StopRequested(
+            f"a stop was asked for at the start, with {step} of {parts.plan.steps} steps done",
+            "the end of the training",
+            "run the same command again to go on from here",
+        )
 
 
 def _go_back(parts: Parts, run: Training, fault: Rewind) -> int:
@@ -143,7 +156,14 @@ def _go_back(parts: Parts, run: Training, fault: Rewind) -> int:
         run.sample_log.rewind(checkpoint.step, run.left_out[-1].first, run.left_out[-1].end)
     reopened = replace(parts, view=open_data(parts.job.data, parts.attempt.run))
     run.loader = make_loader(reopened, checkpoint.step, skips_of(run.left_out))
+    # As an attempt that resumes here would know it: bad samples of the data left out count no more.
+    run.loader.take_over(_quarantine(checkpoint))
     return checkpoint.step
+
+
+def _quarantine(checkpoint: Checkpoint) -> list[Bad]:
+    """Samples that could not be decoded until then; older checkpoints do not say."""
+    return [Bad(*sample) for sample in checkpoint.record.get("quarantine", ())]
 
 
 def _start_event(parts: Parts, step: int) -> dict[str, Any]:

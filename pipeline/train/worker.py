@@ -17,6 +17,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +38,7 @@ from pipeline.events import EventLog
 from pipeline.rundir import JobDir, RunDir, read_json, write_json
 from pipeline.train.attempt import Attempt, rank_log
 from pipeline.train.evaluating import run_evaluation
+from pipeline.train.faults import disk_faults_named, lost_rank
 from pipeline.train.probing import run_probe
 from pipeline.train.stopping import StopSwitch, end_with_parent, seconds_in, signals_turn_on
 from pipeline.train.training import run_training
@@ -80,11 +83,11 @@ def _run(
     description = read_job(job_dir)
     work = description["work"]
     zero = isinstance(work, TrainJob) and work.settings.engine.kind == "zero"
-    with join_world(device, needs_group=zero, leave=leave) as world:
+    with disk_faults_named(job_dir.path), join_world(device, needs_group=zero, leave=leave) as world:
         done: dict[str, Any] | None = world.from_first(job_dir.read_result())
         if done is not None:
             return done
-        generation = world.from_first(job_dir.next_generation() if world.rank == 0 else 0)
+        generation = world.on_first(partial(_next_generation, job_dir))
         events = EventLog(job_dir.events, attempt=generation)
         report = events if world.rank == 0 else _say_nothing
         attempt = Attempt(run_dir, job_dir, digest, world, generation, report, stop)
@@ -92,10 +95,16 @@ def _run(
             try:
                 return _work(attempt, work, description)
             except Exception as error:
-                _report_failure(error, world, events)
+                with suppress(OSError):  # the disk may be what failed
+                    _report_failure(error, world, events)
                 raise
             finally:
                 events.close()
+
+
+def _next_generation(job_dir: JobDir) -> int:
+    with disk_faults_named(job_dir.path):
+        return job_dir.next_generation()
 
 
 def _work(attempt: Attempt, work: Work, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,6 +175,7 @@ def _report_failure(error: Exception, world: World, events: EventLog) -> None:
         log.info("stopped: %s", error.found)
         return
     log.error("failed: %s", error, exc_info=True)
+    error = lost_rank(error) or error
     if world.rank == 0 or not isinstance(error, _AGREED):
         text = str(error) if isinstance(error, VitlineError) else f"{type(error).__name__}: {error}"
         events({"event": "failed", "rank": world.rank, "error": text})
@@ -197,9 +207,12 @@ def main(arguments: list[str] | None = None) -> int:
     except VitlineError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    except Exception:
-        traceback.print_exc()
-        return 1
+    except Exception as error:
+        if (lost := lost_rank(error)) is None:
+            traceback.print_exc()
+            return 1
+        sys.stderr.write(f"{lost}\n")
+        return lost.exit_code
     return 0
 
 

@@ -5,15 +5,30 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import deepspeed
 import torch
 from torch import nn
 
 from pipeline.config import EngineSettings
-from pipeline.train.fragments import Fragment, create_moments, refresh, set_updates, zero_fragments
+from pipeline.errors import EnvironmentUnfit
+from pipeline.train.fragments import (
+    Fragment,
+    create_moments,
+    keep_at_lowest_scale,
+    loss_scaler,
+    refresh,
+    replicated_fragments,
+    set_loss_scaler,
+    set_updates,
+    share_replicas,
+    write_masters,
+    zero_fragments,
+)
 from pipeline.train.interface import BatchShape, Engine
-from pipeline.train.optim import set_rate
+from pipeline.train.optim import canonical, create_state, set_rate
 from pipeline.train.world import World
 from pipeline.train.zero_settings import check_version, configure
 
@@ -21,9 +36,16 @@ from pipeline.train.zero_settings import check_version, configure
 # minutes, while the other ranks wait. It serves inference only.
 deepspeed.ops.__compatible_ops__ = {}
 deepspeed.utils.logger.setLevel(logging.ERROR)
+# It collects garbage and prints the host's memory, three times for each group of parameters.
+deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None
+
+# What parameters and activations are where DeepSpeed keeps a rounded working copy of float32 masters.
+WORKING_COPY = {"bf16_params": torch.bfloat16, "fp16": torch.float16}
 
 
 class ZeroEngine(Engine):
+    """Stages 1 to 3."""
+
     def __init__(
         self,
         module: nn.Module,
@@ -33,19 +55,25 @@ class ZeroEngine(Engine):
         shape: BatchShape,
         world: World,
     ) -> None:
-        check_version(deepspeed.__version__)
-        configuration = configure(settings, shape, clip_norm)
-        self._engine, _, _, _ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=configuration, dist_init_required=False
-        )
+        if settings.precision == "fp16":
+            _check_float16(world)
+        self._dtype = WORKING_COPY.get(settings.precision, torch.float32)
+        rounds = settings.rounds_parameters
+        # DeepSpeed gives the parameters other memory; what they had stays as it is.
+        weights = {canonical(name): p.detach() for name, p in module.named_parameters()} if rounds else {}
+        self._engine = _initialise(module, optimizer, clip_norm, settings, shape)
         self.module = module
         self.optimizer = self._engine.optimizer.optimizer
         self.updates = 0
         self._world = world
         create_moments(self._engine.optimizer)
+        keep_at_lowest_scale(self._engine.optimizer)
+        if rounds:
+            write_masters(self.fragments(), weights)
+            refresh(self._engine.optimizer)
 
     def forward(self, images: torch.Tensor, *more: object) -> torch.Tensor:
-        output: torch.Tensor = self._engine(images, *more)
+        output: torch.Tensor = self._engine(images.to(self._dtype), *more)
         return output
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
@@ -54,11 +82,18 @@ class ZeroEngine(Engine):
         if not last:
             self._engine.step()  # counts the micro-batch, changes nothing
 
-    def step(self, rate: float) -> bool:
+    def step(self, rate: float, *, finite: bool = True) -> bool:
         set_rate(self.optimizer, rate)
+        before = self.loss_scaler()
         self._engine.step()
         applied = bool(self._engine.was_step_applied())
         self.updates += applied
+        self.overflowed = False
+        if before is not None and not applied:
+            if finite:
+                self.overflowed = _lowered(before, self.loss_scaler())
+            else:
+                set_loss_scaler(self._engine.optimizer, before)
         return applied
 
     def grad_norm(self) -> float:
@@ -68,10 +103,107 @@ class ZeroEngine(Engine):
     def fragments(self) -> list[Fragment]:
         return zero_fragments(self.module, self._engine.optimizer)
 
-    def loaded(self, updates: int) -> None:
+    def loss_scaler(self) -> dict[str, float] | None:
+        return loss_scaler(self._engine.optimizer)
+
+    def loaded(self, updates: int, loss_scaler: Mapping[str, float] | None = None) -> None:
         set_updates(self.optimizer, updates)
         self.updates = updates
+        if loss_scaler is not None and self.loss_scaler() is not None:
+            set_loss_scaler(self._engine.optimizer, loss_scaler)
         refresh(self._engine.optimizer)
 
     def close(self) -> None:
         self._engine.destroy()
+
+
+class ReplicatedEngine(Engine):
+    """Stage 0: DeepSpeed adds up gradients over ranks; norm, clipping and what is not finite are ours."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float | None,
+        settings: EngineSettings,
+        shape: BatchShape,
+        world: World,
+    ) -> None:
+        self._engine = _initialise(module, optimizer, clip_norm, settings, shape)
+        self.module = module
+        self.optimizer = optimizer
+        self.updates = 0
+        self._clip_norm = clip_norm
+        self._world = world
+        self._norm = math.nan
+        self._parameters = list(module.parameters())
+        for parameter in self._parameters:
+            create_state(optimizer, parameter)
+
+    def forward(self, images: torch.Tensor, *more: object) -> torch.Tensor:
+        output: torch.Tensor = self._engine(images, *more)
+        return output
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self._world.size, scale_wrt_gas=False)
+
+    def step(self, rate: float, *, finite: bool = True) -> bool:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        self._norm = norm.item()
+        # The sums are the same on all ranks; that they are is not left to the communication library.
+        applied = not self._world.any(not math.isfinite(self._norm))
+        if applied:
+            if self._clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
+            set_rate(self.optimizer, rate)
+            self._engine.step()
+            self.updates += 1
+        else:
+            self._norm = math.inf
+        self._engine.zero_grad()
+        return applied
+
+    def grad_norm(self) -> float:
+        return self._norm
+
+    def fragments(self) -> list[Fragment]:
+        return replicated_fragments(self.module, self.optimizer, self._world.rank, self._world.size)
+
+    def loaded(self, updates: int, loss_scaler: Mapping[str, float] | None = None) -> None:
+        set_updates(self.optimizer, updates)
+        self.updates = updates
+        share_replicas(self.module, self.optimizer, self._world.size)
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+
+def _initialise(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    clip_norm: float | None,
+    settings: EngineSettings,
+    shape: BatchShape,
+) -> Any:
+    """DeepSpeed's engine, as zero_settings.py configures it."""
+    check_version(deepspeed.__version__)
+    configuration = configure(settings, shape, clip_norm)
+    return deepspeed.initialize(
+        model=module, optimizer=optimizer, config=configuration, dist_init_required=False
+    )[0]
+
+
+def _check_float16(world: World) -> None:
+    """DeepSpeed raises a bare ValueError; on a processor it asks oneDNN for float16 instructions."""
+    if not deepspeed.accelerator.get_accelerator().is_fp16_supported():
+        raise EnvironmentUnfit(
+            f"engine.precision fp16, which DeepSpeed does not support on this {world.device.type}",
+            "a GPU, or a processor with AVX512-FP16 or AMX-FP16",
+            "set engine.precision to bf16 or float32",
+        )
+
+
+def _lowered(before: Mapping[str, float], after: Mapping[str, float] | None) -> bool:
+    """Whether the loss scale, or the patience before it is lowered, went down."""
+    return after is not None and any(after[name] < before[name] for name in ("cur_scale", "cur_hysteresis"))

@@ -4,8 +4,9 @@ Our own values (batch, clipping, precision, accumulation, stage) are always writ
 DeepSpeed's defaults have changed between versions (clipping went from off to 1.0 in 0.19.3). What the
 user adds under `engine.deepspeed` is merged in; a key that both set differently is refused by name.
 
-Stage 0 does not exist here: with the `bf16` section it applies one update with zero gradients while it
-initialises, and with float32 it has no guard against gradients that are not finite.
+Stage 0 is refused with the `bf16` section, with which it applies one update with zero gradients while it
+initialises (and with `fp16`, whose stage 0 is another optimizer). Clipping is our own there: DeepSpeed
+neither says the norm nor guards against gradients that are not finite.
 """
 
 from __future__ import annotations
@@ -43,30 +44,43 @@ def check_version(version: str) -> None:
 
 def configure(settings: EngineSettings, shape: BatchShape, clip_norm: float | None) -> dict[str, Any]:
     """DeepSpeed's configuration: ours, with the user's additions merged in."""
-    _refuse_nvme(settings)
+    _refuse_offload(settings)
     ours: dict[str, Any] = {
         "train_batch_size": shape.batch,
         "train_micro_batch_size_per_gpu": shape.micro_batch,
         "gradient_accumulation_steps": shape.accumulation,
-        "gradient_clipping": clip_norm or 0.0,
+        "gradient_clipping": clip_norm or 0.0 if settings.stage else 0.0,
         "steps_per_print": 10**9,
         "zero_optimization": {"stage": settings.stage},
         # Momentum SGD is not on DeepSpeed's list of tested optimizers; our self-test tests it.
         "zero_allow_untested_optimizer": True,
-        # Autocast, so parameters and masters stay float32; DeepSpeed's bf16 section rounds the
-        # masters' starting values.
+        # bf16 is autocast: parameters stay float32. bf16_params and fp16 keep a rounded working copy.
         "torch_autocast": {"enabled": settings.precision == "bf16", "dtype": "bfloat16"},
-        "fp16": {"enabled": False},
-        "bf16": {"enabled": False},
+        "fp16": {"enabled": settings.precision == "fp16", "fp16_master_weights_and_grads": False},
+        "bf16": {
+            "enabled": settings.precision == "bf16_params",
+            # Without it one gradient that is not finite spoils the masters for good.
+            "check_grad_overflow": True,
+            # Stage 1: into the float32 sum as soon as it is made, so no gradient is there twice.
+            "immediate_grad_update": True,
+            "bf16_master_weights_and_grads": False,
+        },
+        "data_types": {"grad_accum_dtype": "fp32"},
         "wall_clock_breakdown": False,
     }
     return merge(ours, settings.deepspeed, "")
 
 
-def _refuse_nvme(settings: EngineSettings) -> None:
-    """State in swap files is out of reach of fragments.py, and so of checkpoints."""
+def _refuse_offload(settings: EngineSettings) -> None:
+    """State in swap files is out of reach of fragments.py, and so of checkpoints; stage 0 moves nothing."""
     section = settings.deepspeed.get("zero_optimization", {})
     for key in ("offload_optimizer", "offload_param"):
+        if settings.stage == 0 and key in section:
+            raise ConfigError(
+                f"engine.deepspeed sets zero_optimization.{key} at stage 0, which offloads nothing",
+                "a stage that offloads",
+                "set engine.stage to 2 or 3, or leave it out",
+            )
         if str(section.get(key, {}).get("device", "")).lower() == "nvme":
             raise ConfigError(
                 f"engine.deepspeed sets zero_optimization.{key}.device to 'nvme', which needs DeepSpeed's "

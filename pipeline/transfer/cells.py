@@ -10,7 +10,7 @@ Reads only files of the run directory; knows neither the models nor the images.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,20 @@ class Cost:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """What a model was pre-trained as, and on.
+
+    Args:
+        model: the network and its options. data: names of the datasets.
+        images: of their train splits together; None where a job that prepared one is not there any more.
+    """
+
+    model: str
+    data: tuple[str, ...]
+    images: int | None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cell:
     """One model on one test split.
@@ -55,6 +69,7 @@ class Cell:
             predictions, int32 (n,).
         learning_rate: the one chosen on held-out training data; None when the job does not say.
         cost: stage → cost of all jobs of that stage behind this cell, pre-training included.
+        pretraining: None of a model that was not pre-trained.
     """
 
     digest: str
@@ -74,6 +89,7 @@ class Cell:
     test_fingerprint: str
     learning_rate: float | None
     cost: Mapping[str, Cost]
+    pretraining: Pretraining | None = None
 
     @property
     def total_cost(self) -> Cost:
@@ -125,6 +141,7 @@ def _read_cell(run: RunDir, digest: str, job: Mapping[str, Any], result: Mapping
         test_fingerprint=outputs["test_fingerprint"],
         learning_rate=work.get("settings", {}).get("optimizer", {}).get("learning_rate"),
         cost=_costs(run, digest),
+        pretraining=_pretraining(run, digest),
         **table,
     )
 
@@ -169,9 +186,8 @@ def _protocol_settings(evaluate: Mapping[str, Any], finetune: Mapping[str, Any])
     return {"judged": judged, "tuned": tuned, **probe}
 
 
-def _costs(run: RunDir, digest: str) -> dict[str, Cost]:
-    """Cost of every training behind a job, each job once, by stage."""
-    costs: dict[str, Cost] = {}
+def _behind(run: RunDir, digest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A job and all jobs that it rests on, each once: (digest, description)."""
     seen: set[str] = set()
     waiting = [digest]
     while waiting:
@@ -181,6 +197,31 @@ def _costs(run: RunDir, digest: str) -> dict[str, Cost]:
         seen.add(at)
         job = _read_job(run, at)
         waiting.extend(job.get("inputs", {}).values())
+        yield at, job
+
+
+def _pretraining(run: RunDir, digest: str) -> Pretraining | None:
+    job = next((job for _, job in _behind(run, digest) if job.get("stage") == "pretrain"), None)
+    if job is None:
+        return None
+    model = job["slice"]["model"]
+    options = " ".join(f"{key}={value}" for key, value in sorted((model.get("options") or {}).items()))
+    data = sorted(job["inputs"].values())
+    names = [str(_read_job(run, at).get("name", at)).removeprefix("prepare/") for at in data]
+    results = [run.job(at).read_result() for at in data]
+    numbers = [result["metrics"].get("data/train_samples") if result else None for result in results]
+    known = [int(number) for number in numbers if number is not None]
+    return Pretraining(
+        model=f"{model['name']} {options}".strip(),
+        data=tuple(sorted(names)),
+        images=sum(known) if len(known) == len(data) else None,
+    )
+
+
+def _costs(run: RunDir, digest: str) -> dict[str, Cost]:
+    """Cost of every training behind a job, each job once, by stage."""
+    costs: dict[str, Cost] = {}
+    for at, job in _behind(run, digest):
         result = run.job(at).read_result()
         if job.get("stage") in TRAINING_STAGES and result is not None:
             stage, metrics = job["stage"], result["metrics"]

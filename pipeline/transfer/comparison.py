@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.transfer.cells import Cost
+from pipeline.transfer.cells import Cost, Pretraining
 from pipeline.transfer.means import Mean
 from pipeline.transfer.statistics import Interval
 
@@ -21,6 +21,7 @@ class Row:
         interval: Wilson, 95 %, of `top1` on n images; covers the choice of images.
         seed_interval: t, 95 %, of the mean over seeds; covers the choice of seeds. None for one seed.
         cost: mean over seeds of all trainings behind a cell. cost_by_stage: the same by stage.
+        pretraining: of the first seed; they share it.
     """
 
     dataset: str
@@ -36,6 +37,7 @@ class Row:
     test_fingerprint: str
     cost: Cost
     cost_by_stage: dict[str, Cost]
+    pretraining: Pretraining | None
 
 
 @dataclass(frozen=True, kw_only=True)

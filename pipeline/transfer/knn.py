@@ -39,24 +39,3 @@ def votes(
         shares = weight.new_zeros(len(block), num_classes)
         parts.append(shares.scatter_add_(1, labels[nearest], weight))
     return torch.cat(parts)
-
-
-def predict(
-    train_features_ND: Tensor,
-    train_labels_N: Tensor,
-    test_features_MD: Tensor,
-    num_classes: int,
-    *,
-    neighbours: int = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
-) -> Tensor:
-    """The class with most votes, int64 (M,)."""
-    shares = votes(
-        train_features_ND,
-        train_labels_N,
-        test_features_MD,
-        num_classes,
-        neighbours=neighbours,
-        temperature=temperature,
-    )
-    return shares.argmax(1)

@@ -130,6 +130,7 @@ def _row(group: Sequence[Cell]) -> Row:
         test_fingerprint=first.test_fingerprint,
         cost=_mean([cell.total_cost for cell in group]),
         cost_by_stage=by_stage,
+        pretraining=first.pretraining,
     )
 
 

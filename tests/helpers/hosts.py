@@ -1,7 +1,9 @@
 """Hosts with names and addresses of their own on one machine: network namespaces on a bridge, Ray on each.
 
-Each host has its own /tmp/ray, because Ray's files of several hosts in one folder collide, and a host name
-of its own, because a driver's lease tells hosts apart by it. The disk is the storage that they share.
+Each host has its own /tmp/ray, because Ray's files of several hosts in one folder collide; a host name of its
+own, because a driver's lease tells hosts apart by it; and processes of its own, because a Ray driver looks
+for its host's raylet among all that it sees. (With one list for all hosts, a driver that was not beside the
+head took the head's address for its own, and its ranks never reached it.) The disk is what they share.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ HEALTH = {
     "RAY_health_check_failure_threshold": "5",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     "RAY_enable_metrics_collection": "0",
+    # Every host would count the memory of the whole machine, with all else that runs on it, as its own.
+    "RAY_memory_monitor_refresh_ms": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
@@ -43,6 +47,24 @@ def remove_networks(count: int) -> None:
     subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
 
 
+class HostProcess(subprocess.Popen[bytes]):
+    """A process inside a host, started from outside.
+
+    A signal is for it, not for the `nsenter` that waits for it (and ends as it does).
+    """
+
+    def send_signal(self, sig: int) -> None:
+        deadline = time.monotonic() + 10
+        while self.poll() is None and time.monotonic() < deadline:
+            try:
+                if inside := psutil.Process(self.pid).children():
+                    inside[0].send_signal(sig)
+                    return
+            except psutil.NoSuchProcess:
+                continue
+            time.sleep(0.01)
+
+
 class Hosts:
     """`count` hosts, 10.77.0.1 and on; Ray's head is on the first, and on the first `started` Ray runs."""
 
@@ -51,8 +73,9 @@ class Hosts:
         self.directory = directory
         self.cpus = cpus
         self.started = count if started is None else started
-        self.ray: dict[int, subprocess.Popen[bytes]] = {}
-        self.drivers: list[subprocess.Popen[bytes]] = []
+        self.ray: dict[int, HostProcess] = {}
+        self.drivers: list[HostProcess] = []
+        self._boots: dict[int, subprocess.Popen[bytes]] = {}  # host → the parent of its first process
         self.token = directory / "token"
         self.token.write_text(secrets.token_hex(32))
         self.token.chmod(0o600)
@@ -77,35 +100,53 @@ class Hosts:
             ip("-n", name, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
             ip("-n", name, "link", "set", "eth0", "up")
             ip("-n", name, "link", "set", "lo", "up")
+            self._boot(host)
         for host in range(self.started):
             self.start_ray(host)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for host in range(self.count):
-            self.kill_all(host)
-        for process in [*self.drivers, *self.ray.values()]:
+        for boot in self._boots.values():
+            # Its first process: the kernel ends all others of the host with it.
+            for first in psutil.Process(boot.pid).children():
+                first.kill()
+        for process in [*self.drivers, *self.ray.values(), *self._boots.values()]:
             process.wait(20)
         remove_networks(self.count)
 
     # ---------------------------------------------------------------- processes
 
-    def on(self, host: int, *command: str, log: Path) -> subprocess.Popen[bytes]:
-        """Start `command` on a host, with the host's own name and /tmp/ray; each `exec`s the next."""
+    def _boot(self, host: int) -> None:
+        """The host's first process, which does nothing and holds its name, processes and /tmp/ray."""
         own = self.directory / f"ray-{host}"
-        own.mkdir(exist_ok=True)
+        own.mkdir()
         Path("/tmp/ray").mkdir(exist_ok=True)
-        script = 'hostname "$0" && mount --bind "$1" /tmp/ray && shift && exec "$@"'
+        # Orphans become its children; as it ignores their end, none is left as a zombie.
+        script = 'hostname "$0"; mount --bind "$1" /tmp/ray; trap "" CHLD; echo up; exec sleep infinity'
+        log = self.directory / f"boot-{host}.log"
         with log.open("wb") as file:
-            return subprocess.Popen(
+            self._boots[host] = subprocess.Popen(
                 [
                     *("ip", "netns", "exec", f"vitline-h{host}"),
-                    *("unshare", "--mount", "--uts", "--propagation", "private"),
-                    *("sh", "-c", script, f"h{host}", str(own), *command),
+                    *("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"),
+                    *("--propagation", "private", "sh", "-e", "-c", script, f"h{host}", str(own)),
                 ],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                cwd=ROOT,
+            )
+        while log.read_text() != "up\n":
+            assert self._boots[host].poll() is None, log.read_text()
+            time.sleep(0.05)
+
+    def on(self, host: int, *command: str, log: Path) -> HostProcess:
+        """Start `command` on a host."""
+        first = psutil.Process(self._boots[host].pid).children()[0].pid
+        inside = ("nsenter", f"--target={first}", "--net", "--mount", "--uts", "--pid", f"--wd={ROOT}")
+        with log.open("wb") as file:
+            return HostProcess(
+                [*inside, *command],
+                stdout=file,
+                stderr=subprocess.STDOUT,
                 env={
                     **os.environ,
                     **HEALTH,
@@ -120,13 +161,14 @@ class Hosts:
             )
 
     def processes(self, host: int) -> list[psutil.Process]:
-        """All that runs in the host's network."""
+        """All that was started on the host, and their descendants; those that wait for them outside too."""
+        boot = psutil.Process(self._boots[host].pid)
+        first = boot.children()[0]
         found: list[psutil.Process] = []
-        if not Path(f"/run/netns/vitline-h{host}").exists():
-            return found
         for pid in ip("netns", "pids", f"vitline-h{host}").split():
             try:
-                found.append(psutil.Process(int(pid)))
+                if int(pid) not in (boot.pid, first.pid):
+                    found.append(psutil.Process(int(pid)))
             except psutil.NoSuchProcess:
                 continue
         return found
@@ -212,9 +254,11 @@ class Hosts:
         ip("link", "set", f"vlh{host}", "up")
 
     def run(self, *arguments: str, host: int = 0) -> subprocess.Popen[bytes]:
-        """`vitline run` on a host, by the cluster's address."""
+        """`vitline run` on a host, by the cluster's address. Without a preflight, which has its own test and
+        would take longer than most of the rest."""
         log = self.directory / f"driver-{len(self.drivers)}.log"
-        command = (sys.executable, "-m", "launch", "run", *arguments, "--address", self.cluster)
+        options = ("--address", self.cluster, "--preflight", "off")
+        command = (sys.executable, "-m", "launch", "run", *arguments, *options)
         self.drivers.append(self.on(host, *command, log=log))
         return self.drivers[-1]
 

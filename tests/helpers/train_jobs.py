@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config import GlyphsSource, TrainJob, WriteSettings
@@ -28,3 +29,9 @@ def write_train_job(run_dir: Path, digest: str, job: TrainJob) -> JobDir:
     head = {"schema": 1, "digest": digest, "name": "pretrain", "stage": "pretrain", "stage_version": 1}
     write_json(directory.job, {**head, "slice": {}, "inputs": {}, "work": job.model_dump(mode="json")})
     return directory
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    """Asks an attempt to stop after so many steps: it is polled before the first one and in each."""
+    polls = iter(range(10**9))
+    return lambda: next(polls) >= steps

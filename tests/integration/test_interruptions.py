@@ -132,6 +132,18 @@ def test_a_killed_run_costs_nothing(vitline: Callable[..., Any], tmp_path: Path,
     assert not alive, [process.cmdline() for process in alive]
 
 
+def test_a_run_stops_by_itself_when_its_time_is_over(vitline: Callable[..., Any], tmp_path: Path) -> None:
+    command = vitline("run", str(SMALL), f"root={tmp_path}", "--stop-after", "1s", *PRETRAIN_ONLY)
+    # Wherever it was by then, it has not done all; that what it saved is gone on from is tested below.
+    assert command.wait() == 75, command.text
+    assert "as --stop-after asked" in command.text
+    assert "Traceback" not in command.text
+    outcome = read_json(tmp_path / "small" / "result.json")
+    assert outcome is not None
+    assert outcome["exit_code"] == 75
+    assert read_events(tmp_path / "small" / "events.jsonl")[0][-1]["state"] == "stopped"
+
+
 # A terminal sends Ctrl-C to the whole group in the foreground; a scheduler ends the one process it knows.
 @pytest.mark.parametrize(
     ("send", "number"),

@@ -8,18 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.canary import CANARY
+from tests.helpers.canary import CANARY, files_with
 
 SMALL = Path(__file__).parent / "small.yaml"
 
 pytestmark = pytest.mark.ray
-
-
-def files_with(text: str, *roots: Path) -> list[str]:
-    """Files below `roots` that hold `text`; databases and logs too, as bytes."""
-    needle = text.encode()
-    every = [file for root in roots for file in root.rglob("*") if file.is_file()]
-    return [str(file) for file in every if needle in file.read_bytes()]
 
 
 def test_secrets_of_the_environment_are_written_nowhere(finished_run: Path, home: Path) -> None:

@@ -72,7 +72,8 @@ def undisturbed(run_dir: Path) -> JobDir:
 class Ranks:
     """Worker processes of one attempt, started as any launcher does it: by five variables."""
 
-    def __init__(self, job: JobDir, size: int) -> None:
+    def __init__(self, job: JobDir, size: int, command: list[str] | None = None) -> None:
+        """`command`: what each rank runs instead of the worker."""
         self.job = job
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
@@ -82,10 +83,10 @@ class Ranks:
         for rank, errors in enumerate(self.errors):
             place: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            command = [*WORKER, str(job.job), "--device=cpu"]
+            started = command or [*WORKER, str(job.job), "--device=cpu"]
             variables = environment(**({} if size == 1 else place))
             with errors.open("w") as file:
-                self.processes.append(subprocess.Popen(command, env=variables, stderr=file))
+                self.processes.append(subprocess.Popen(started, env=variables, stderr=file))
 
     def __enter__(self) -> Ranks:
         return self

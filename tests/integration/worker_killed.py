@@ -3,23 +3,25 @@
     python worker_killed.py RUN CASES.json      CASES: {digest: moment | [times, seed]}
 
 A job with a moment is killed there, in its second save, and then done to the end; one with times is
-killed so often at random. A fork of a process that has imported PyTorch starts at once. Exit code 0: all
-children ended as meant.
+killed so often, each time at a random change of its files, before or after it. What a kill leaves behind is
+files, so every state that a kill can leave is among these. A fork of a process that has imported PyTorch,
+and what it imports late, starts at once. Exit code 0: all children ended as meant.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 
 from pipeline.rundir import RunDir
 from pipeline.train import checkpoint, saving, tensorfile
@@ -33,6 +35,11 @@ MOMENTS: dict[str, tuple[Any, str]] = {
     "after the marker": (saving, "retain"),
     "while removing old ones": (checkpoint.shutil, "rmtree"),
 }
+
+WRITES = ("write", "pwrite")
+SELDOM = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "chmod")
+# Changes that count, and how many at most: either is the start of an attempt and at most 18 of its steps.
+CHANGES = ((SELDOM, 40), (WRITES + SELDOM, 500))
 
 
 def die(*args: object, **options: object) -> None:
@@ -85,9 +92,30 @@ def kill_once(run_dir: Path, digest: str, moment: str) -> None:
 def kill_often(run_dir: Path, digest: str, times: int, seed: int) -> None:
     chance = random.Random(seed)
     for _ in range(times):
-        after_s = chance.uniform(0.05, 0.8)
-        status = child(run_dir, digest, lambda seconds=after_s: threading.Timer(seconds, die).start())
-        assert status == 0 or os.WIFSIGNALED(status), f"a child failed, seed {seed}"
+        counted, most = chance.choice(CHANGES)
+        how = counted, chance.randrange(most), chance.random() < 0.5
+        status = child(run_dir, digest, lambda how=how: kill_at_change(*how))
+        assert os.WIFSIGNALED(status), f"a child was not killed, seed {seed}"
+
+
+def kill_at_change(counted: tuple[str, ...], call: int, after: bool) -> None:
+    """Kill at the call with this number of the functions `counted`, in any thread; `after` or before it."""
+    count = itertools.count()
+
+    def deadly(real: Callable[..., Any]) -> Callable[..., Any]:
+        def replaced(*args: Any, **options: Any) -> Any:
+            now = next(count) == call
+            if now and not after:
+                die()
+            result = real(*args, **options)
+            if now:
+                die()
+            return result
+
+        return replaced
+
+    for name in counted:
+        setattr(os, name, deadly(getattr(os, name)))
 
 
 def main() -> None:

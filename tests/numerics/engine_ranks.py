@@ -9,6 +9,7 @@ trains `steps` steps; "load" and "save" are checkpoint directories.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pipeline.train import zero
 from pipeline.train.average import PolyakAverage
 from pipeline.train.checkpoint import find_checkpoint
 from pipeline.train.engine import create_engine
-from pipeline.train.fragments import Fragment, shapes
+from pipeline.train.fragments import MASTER, Fragment, shapes
 from pipeline.train.health import self_test
 from pipeline.train.interface import BatchShape, Engine
 from pipeline.train.loading import load_fragments
@@ -95,18 +96,22 @@ def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
     settings = EngineSettings(**case.get("engine", {}))
     optimizer = OPTIMIZERS[case.get("optimizer", "adam")]
     module = network()
+    module_start = module.head.weight.detach().flatten().tolist()
     whole = shapes(module)
     engine = create_engine(module, optimizer, settings, shape, world)
     average = PolyakAverage(engine.fragments(), case["average"]) if "average" in case else None
     seen: dict[str, Any] = {}
     first = 0
     try:
+        if "start" in case:
+            masters = [f for f in engine.fragments() if f.kind == MASTER]
+            seen["start"] = whole_tensor(masters, "head.weight", world)
+            seen["expected start"] = module_start
         if "load" in case:
-            checkpoint = find_checkpoint(Path(case["load"]), world, lambda message: None)
-            assert checkpoint is not None, f"nothing to load in {case['load']}"
-            load_fragments(checkpoint, engine.fragments() + (average.fragments if average else []), whole)
-            engine.loaded(checkpoint.record["updates"])
-            first = checkpoint.step
+            first = load(engine, average, case["load"], whole, world)
+        if "back to" in case:
+            run_steps(engine, average, first, case, shape, world)
+            first = load(engine, average, case["back to"], whole, world)
         if case.get("linked"):
             seen["linked"] = linked(engine)
         seen |= run_steps(engine, average, first, case, shape, world)
@@ -114,13 +119,32 @@ def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
             seen["average"] = whole_tensor(average.fragments, "head.weight", world)
         if "save" in case:
             saver = Saver(Path(case["save"]), world, 2, lambda: None, lambda event: None)
-            record = {"updates": engine.updates, "shapes": {n: list(s) for n, s in whole.items()}}
+            record = {
+                "updates": engine.updates,
+                "loss_scaler": engine.loss_scaler(),
+                "shapes": {n: list(s) for n, s in whole.items()},
+            }
             owned = engine.fragments() + (average.fragments if average else [])
             saver.start(first + case["steps"], owned, record, {})
             saver.finish()
     finally:
         engine.close()
     return seen
+
+
+def load(
+    engine: Engine,
+    average: PolyakAverage | None,
+    directory: str,
+    whole: dict[str, tuple[int, ...]],
+    world: World,
+) -> int:
+    """Load the newest checkpoint; the steps done in it."""
+    checkpoint = find_checkpoint(Path(directory), world, lambda message: None)
+    assert checkpoint is not None, f"nothing to load in {directory}"
+    load_fragments(checkpoint, engine.fragments() + (average.fragments if average else []), whole)
+    engine.loaded(checkpoint.record["updates"], checkpoint.record["loss_scaler"])
+    return checkpoint.step
 
 
 def whole_tensor(fragments: list[Fragment], name: str, world: World) -> list[float]:
@@ -138,7 +162,7 @@ def run_steps(
     world: World,
 ) -> dict[str, Any]:
     rate = OPTIMIZERS[case.get("optimizer", "adam")].learning_rate
-    losses, norms, applied = [], [], []
+    losses, norms, applied, overflowed, scales = [], [], [], [], []
     for step in range(first, first + case["steps"]):
         images, labels, weights = batch_of(step)
         if case.get("poison") == step and world.rank == world.size - 1:
@@ -150,12 +174,21 @@ def run_steps(
             share = loss_sum("softmax", engine.forward(x), y, weight_B=w) / weights.sum()
             engine.backward(share, last=i == shape.accumulation - 1)
             total += share.item()
-        applied.append(engine.step(rate))
+        losses.append(world.sums([total])[0])
+        applied.append(engine.step(rate, finite=math.isfinite(losses[-1])))
+        overflowed.append(engine.overflowed)
+        scales.append((engine.loss_scaler() or {}).get("cur_scale"))
         if average is not None:
             average.update(engine.updates)
-        losses.append(world.sums([total])[0])
         norms.append(engine.grad_norm())
-    return {"losses": losses, "norms": norms, "applied": applied, "updates": engine.updates}
+    return {
+        "losses": losses,
+        "norms": norms,
+        "applied": applied,
+        "overflowed": overflowed,
+        "scales": scales,
+        "updates": engine.updates,
+    }
 
 
 def linked(engine: Engine) -> bool:
@@ -168,13 +201,14 @@ def linked(engine: Engine) -> bool:
 
 def run_self_test(case: dict[str, Any], world: World) -> dict[str, Any]:
     """The start-up self-test, on an engine with the named fault if the case has one."""
-    backward = zero.ZeroEngine.backward
+    kind = zero.ReplicatedEngine if case.get("engine", {}).get("stage") == 0 else zero.ZeroEngine
+    backward = kind.backward
     faults = {
         "averaged twice": lambda self, loss, *, last: backward(self, loss / world.size, last=last),
-        "last micro-batch lost": lambda self, loss, *, last: backward(self, loss * (not last), last=last),
+        "lost": lambda self, loss, *, last: backward(self, loss * (not last), last=last),
     }
     if "fault" in case:
-        zero.ZeroEngine.backward = faults[case["fault"]]  # type: ignore[method-assign, assignment]
+        kind.backward = faults[case["fault"]]
     optimizer = OPTIMIZERS[case.get("optimizer", "adam")]
     settings = EngineSettings(**case.get("engine", {}))
     try:
@@ -182,11 +216,19 @@ def run_self_test(case: dict[str, Any], world: World) -> dict[str, Any]:
     except TrainingError as error:
         return {"error": str(error)}
     finally:
-        zero.ZeroEngine.backward = backward  # type: ignore[method-assign]
+        kind.backward = backward
+
+
+def float16_on_processors() -> None:
+    """DeepSpeed asks oneDNN whether the processor has float16 instructions; PyTorch computes without them
+    too, slowly, so only the question is answered for it."""
+    zero.deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
 
 
 def main() -> None:
     out, cases = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+    if any(case.get("engine", {}).get("precision") == "fp16" for case in cases):
+        float16_on_processors()
     with join_world("cpu", needs_group=True) as world:
         seen: dict[str, Any] = {name: reference(name, 12) for name in OPTIMIZERS}
         for case in cases:

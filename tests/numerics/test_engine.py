@@ -8,59 +8,16 @@ the second group's moments and stale working copies show later, so there are 5 b
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = Path(__file__).with_name("engine_ranks.py")
+from tests.helpers.engine_world import FLOAT32, ROOT, Seen, check, run_world
+
 PRESETS = sorted((ROOT / "configs" / "deepspeed").glob("*.json"))
-TIMEOUT_S = 200
-FLOAT32 = 1e-5  # relative, on losses and norms; measured: 2e-7
 # bf16 keeps 8 bits of each product: losses of this network differ by 1e-2, measured 2e-3.
 BF16 = 1e-2
-
-Seen = dict[str, Any]
-
-
-def run_world(size: int, cases: list[dict[str, Any]], directory: Path) -> Seen:
-    out, given = directory / f"out-{size}.json", directory / f"cases-{size}.json"
-    given.write_text(json.dumps(cases))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    ours = {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "DS_ACCELERATOR": "cpu",
-    }
-    place = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = []
-    for rank in range(size):
-        with (directory / f"log-{size}-{rank}.txt").open("w") as log:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(PROGRAM), str(out), str(given)],
-                    env={**os.environ, **ours, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    try:
-        codes = [process.wait(TIMEOUT_S) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0] * size, (directory / f"log-{size}-0.txt").read_text()[-3000:]
-    seen: Seen = json.loads(out.read_text())
-    return seen
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +72,7 @@ def two(directory: Path) -> Seen:
             {"name": "self-test stage 3", "self_test": True, "engine": {"stage": 3}, "optimizer": "sgd"},
             {"name": "self-test bf16", "self_test": True, "engine": {"precision": "bf16"}},
             {"name": "averaged twice", "self_test": True, "optimizer": "sgd", "fault": "averaged twice"},
-            {"name": "lost", "self_test": True, "accumulation": 2, "fault": "last micro-batch lost"},
+            {"name": "lost", "self_test": True, "accumulation": 2, "fault": "lost"},
         ],
         directory,
     )
@@ -160,15 +117,6 @@ def four(directory: Path, one: Seen) -> Seen:
         ],
         directory,
     )
-
-
-def check(seen: Seen, name: str, tolerance: float = FLOAT32, first: int = 0) -> None:
-    expected = seen["sgd" if name.startswith("sgd") else "adam"]
-    steps = len(seen[name]["losses"])
-    assert seen[name]["applied"] == [True] * steps
-    for figure in ("losses", "norms"):
-        wanted = expected[figure][first : first + steps]
-        assert seen[name][figure] == pytest.approx(wanted, rel=tolerance), f"{name}: {figure}"
 
 
 @pytest.mark.parametrize("name", ["plain", "plain in 4 parts", "stage 1", "stage 2 in 2 parts", "stage 3"])

@@ -142,6 +142,9 @@ def test_a_gang_that_cannot_fit_is_named_at_once() -> None:
     assert (check.level, "hold 4 ranks" in check.found) == ("fail", True)
     assert "workers to 4" in check.do
     assert together.gang_fits({"a": 3, "b": 2}, gang).level == "pass"
+    smaller = gang.model_copy(update={"min_workers": 4})
+    assert together.gang_fits({"a": 2, "b": 2}, smaller).level == "pass"
+    assert together.gang_fits({"a": 2, "b": 1}, smaller).level == "fail"
 
 
 def test_clocks_forgive_what_the_round_trip_may_hide() -> None:

@@ -49,7 +49,7 @@ def test_the_rendered_job_is_understood_by_the_node(
     monkeypatch.chdir(tmp_path)  # as --chdir does
     config = load_config(SMALL, ["pretrain.gang={workers: 16, min_workers: 8, gpus_per_worker: 1}"])
     settings = ClusterConfig.model_validate({"gpus_per_node": 8, "cpus_per_node": 64, "join_timeout_s": 99})
-    request = make_request(config, settings, tmp_path, nodes=None, gpus_per_node=None)
+    request = make_request(config, settings, tmp_path, nodes=None, gpus_per_node=None, stop_after="3h50m")
     rendered = slurm.render(request)
     request.launch.mkdir(parents=True)
     (request.launch / CONFIG).write_text(rendered.files[CONFIG])
@@ -66,7 +66,11 @@ def test_the_rendered_job_is_understood_by_the_node(
     assert one.hosts == ("n1", "n2")
     assert one.meet == tmp_path / "meet"
     assert one.launch == request.launch
-    assert one.driver[1:] == ("-m", "launch", "run", str(request.launch / CONFIG))
+    # The node has had all nodes looked at before.
+    assert one.driver[1:] == (
+        *("-m", "launch", "run", str(request.launch / CONFIG)),
+        *("--preflight=off", "--stop-after=3h50m"),
+    )
     assert one.preflight[1:4] == ("-m", "launch", "doctor")
 
 
@@ -74,7 +78,7 @@ def test_one_node_alone_needs_no_option(app: typer.Typer, started: list[Node]) -
     CliRunner().invoke(app, ["node", str(SMALL), "seed=1"], catch_exceptions=False)
     (one,) = started
     assert (one.nodes, one.index, one.preflight) == (1, 0, ())
-    assert one.driver[3:] == ("run", str(SMALL), "seed=1")
+    assert one.driver[3:] == ("run", str(SMALL), "seed=1", "--preflight=off")
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,18 @@ def test_nothing_heavy_is_imported_for_help() -> None:
         "sys.exit(str(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_launch_hands_the_time_to_stop_on_and_refuses_nonsense(
+    app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["launch", "local", str(SMALL), "name=here", "--dry-run", "--stop-after"]
+    result = CliRunner().invoke(app, [*given, "3h50m"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "config.yaml --stop-after=3h50m\n" in (tmp_path / "runs/here/launch/run.sh").read_text()
+    with pytest.raises(UserError, match="--stop-after 'soon'"):
+        CliRunner().invoke(app, [*given, "soon"], catch_exceptions=False)
 
 
 def test_launch_renders_from_the_command_line(

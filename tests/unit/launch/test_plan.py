@@ -19,6 +19,7 @@ from launch.plan_show import duration, plan_json, print_plan
 from launch.plan_time import Measurement, measure_run, measured_rate
 from pipeline.config_io import load_config
 from pipeline.errors import ConfigError, UserError
+from pipeline.train.checkpoint import outlived
 from tests.helpers.synthetic_run import synthetic_config, write_synthetic_run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,6 +66,35 @@ def test_an_assumed_speed_says_device_share_and_source() -> None:
     assert found.rate.images_per_s == pytest.approx(2 * 312e12 * 0.5 / (6 * found.training.macs))
     assert "50% of a100's 312 TFLOP/s in bf16" in found.rate.how
     assert "data sheet" in found.rate.how
+
+
+@pytest.mark.parametrize(("every", "keep", "rare"), [(50, 2, 200), (100, 3, 100), (70, 1, 300), (1, 2, 7)])
+def test_checkpoints_that_stay_for_good_are_counted(every: int, keep: int, rare: int) -> None:
+    own = [f"{name}={value}" for name, value in (("every", f"{every} steps"), ("keep", keep))]
+    found = plan(
+        *(f"pretrain.checkpoint.{line}" for line in own), f"pretrain.checkpoint.keep_every={rare} steps"
+    )
+    # What the trainer does, by its own rule: at each save, all that stay and the one in the making.
+    present: set[int] = set()
+    most = 0
+    for step in sorted({*range(every, 1001, every), 1000}):
+        most = max(most, len(present) + 1)
+        present.add(step)
+        present -= set(outlived(present, keep, rare))
+    assert found.disk.kept_for_good == 1000 // rare
+    # The newest, and the one in the making, may be among those for good: less by those at most.
+    assert most <= found.disk.checkpoints // found.disk.checkpoint <= most + keep + 1
+    assert found.disk.total >= found.disk.checkpoints
+
+
+def test_copies_elsewhere_are_counted_apart(tmp_path: Path) -> None:
+    own, copied = plan(), plan(f"pretrain.checkpoint.remote={tmp_path}")
+    assert (own.disk.remote, copied.disk.remote) == (0, 3 * own.disk.checkpoint)
+    assert copied.disk.checkpoints == own.disk.checkpoints + 2 * own.disk.checkpoint, "those of the copier"
+    assert copied.disk.total == own.disk.total + 2 * own.disk.checkpoint
+    out = io.StringIO()
+    print_plan(copied, Console(file=out, width=160))
+    assert "copies at checkpoint.remote, not in the sum" in out.getvalue()
 
 
 def test_recomputing_costs_a_third_more() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from launch.plan import checkpoint_bytes
+from launch.plan_disk import checkpoint_bytes
 from launch.plan_memory import Load, activation_bytes, memory_of, moments_of
 from model.flops import count_parameters
 from model.zoo import create_model, model_config

@@ -72,9 +72,12 @@ REQUESTS = {
             "slurm": {"container": {"runtime": "apptainer", "image": "vitline.sif"}},
         },
         {**GPU, "min_workers": 8},
+        stop_after="3h50m",
     ),
-    "local": request_of({}),
-    "ray": request_of({"ray": {"dashboard": "https://ray.example.org"}}),
+    "local": request_of({}, stop_after="90m"),
+    "ray": request_of(
+        {"ray": {"dashboard": "https://ray.example.org"}, "preflight": "full"}, stop_after="1d"
+    ),
 }
 
 

@@ -45,12 +45,29 @@ def config_of(**changes: Any) -> RunConfig:
     return load_config(ROOT / "tests/integration/small.yaml").model_copy(update=changes)
 
 
-def request_of(settings: dict[str, Any], gpus: int = 0, nodes: int = 2, **changes: Any) -> Request:
-    cluster = ClusterConfig.model_validate({"kubernetes": settings})
-    return make_request(config_of(**changes), cluster, Path("/here"), nodes=nodes, gpus_per_node=gpus)
+def request_of(
+    settings: dict[str, Any],
+    gpus: int = 0,
+    nodes: int = 2,
+    preflight: str = "quick",
+    stop_after: str | None = None,
+    **changes: Any,
+) -> Request:
+    cluster = ClusterConfig.model_validate({"kubernetes": settings, "preflight": preflight})
+    return make_request(
+        config_of(**changes),
+        cluster,
+        Path("/here"),
+        nodes=nodes,
+        gpus_per_node=gpus,
+        stop_after=stop_after,
+    )
 
 
-REQUESTS = {"small": request_of(SMALL), "full": request_of(FULL, gpus=8, nodes=4)}
+REQUESTS = {
+    "small": request_of(SMALL),
+    "full": request_of(FULL, gpus=8, nodes=4, preflight="off", stop_after="12h"),
+}
 
 
 def manifests(name: str) -> dict[str, Any]:

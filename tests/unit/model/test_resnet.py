@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from model.config import BiTConfig
-from model.resnet import StandardisedConv, pad_same, same_padding
+from model.plans import same_padding
+from model.resnet import StandardisedConv, pad_same
 from model.zoo import build
 
 

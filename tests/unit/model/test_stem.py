@@ -5,7 +5,8 @@ import torch
 
 from model import create_model
 from model.config import ViTConfig
-from model.stem import Stem, stem_channels, stem_plan
+from model.plans import stem_channels, stem_plan
+from model.stem import Stem
 from model.zoo import model_config
 
 

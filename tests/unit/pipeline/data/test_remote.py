@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import re
 import shutil
-import socket
-import struct
-import threading
-from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
-import fsspec
-import numpy as np
 import pytest
 import torch
 
@@ -31,95 +23,20 @@ from pipeline.config import (
     WriteSettings,
 )
 from pipeline.data import remote
-from pipeline.data.loader import EvalLoader, TrainLoader
+from pipeline.data.loader import TrainLoader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.remote import RemoteFile, is_remote
 from pipeline.data.view import open_view
 from pipeline.data.write import prepare
 from pipeline.errors import DataError, ReadError, UserError
-from tests.helpers.object_store import s3_server, use_s3
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves files with ranges. `faults` are used up one a request; `bytes_sent` counts by path."""
-
-    daemon_threads = True
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(("127.0.0.1", 0), partial(_Handler, directory))
-        self.faults: deque[str] = deque()
-        self.bytes_sent: Counter[str] = Counter()
-        self.requests = 0
-        self.ended = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def __init__(self, directory: Path, *given: object) -> None:
-        self._directory = directory
-        super().__init__(*given)  # type: ignore[arg-type]
-
-    def log_message(self, *given: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, *, body: bool) -> None:
-        self.server.requests += 1
-        fault = self.server.faults.popleft() if body and self.server.faults else ""
-        path = self._directory / self.path.lstrip("/")
-        if fault == "503" or not path.is_file():
-            self.send_error(503 if fault else 404)
-            return
-        data = path.read_bytes()
-        match = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if match:
-            start, end = int(match.group(1)), min(int(match.group(2)), len(data) - 1)
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{end}/{len(data)}")
-            data = data[start : end + 1]
-        else:
-            self.send_response(200)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(data) - 7 if fault == "short" else len(data)))
-        self.end_headers()
-        if not body:
-            return
-        self.server.bytes_sent[path.name] += len(data)
-        if fault == "flip":
-            data = bytes([data[0] ^ 1]) + data[1:]
-        if fault in ("stall", "reset"):
-            self.wfile.write(data[: len(data) // 2])
-            self.wfile.flush()
-            if fault == "stall":
-                self.server.ended.wait()
-            # Linger 0: closing sends a reset instead of an orderly end.
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            return
-        self.wfile.write(data[:-7] if fault == "short" else data)
+from tests.helpers.web_server import Server, web_server
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     (tmp_path / "web").mkdir()
-    server = Server(tmp_path / "web")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.ended.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with web_server(tmp_path / "web") as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +93,22 @@ def test_a_missing_file_is_not_tried_again(server: Server) -> None:
     with pytest.raises(DataError, match="nowhere cannot be read"):
         RemoteFile(f"{server.url}/nowhere").read(0, 10)
     assert server.requests == 1
+
+
+def test_a_store_in_trouble_is_not_taken_for_one_without_the_file(server: Server, tmp_path: Path) -> None:
+    """fsspec says FileNotFoundError of both, when it is asked for a length."""
+    (tmp_path / "web/x").write_bytes(bytes(1000))
+    server.refused = 503
+    with pytest.raises(ReadError, match=r"its size of .*/x did not arrive in 2 tries"):
+        RemoteFile(f"{server.url}/x", tries=2).size()
+    server.refused = 403
+    before = server.requests
+    for ask in (RemoteFile.size, lambda file: file.read(0, 10)):
+        with pytest.raises(DataError, match=r"/x cannot be read \(PermissionError: 403"):
+            ask(RemoteFile(f"{server.url}/x"))
+    assert server.requests == before + 3  # a length is asked for in two ways, and nothing again
+    server.refused = 0
+    assert RemoteFile(f"{server.url}/x").size() == 1000
 
 
 WRITE = WriteSettings(shard_samples=40, chunk_bytes=20_000)
@@ -347,41 +280,3 @@ def test_a_shard_that_changed_since_it_was_indexed_is_named(server: Server, tmp_
     shutil.copy(tmp_path / "local/train/000002.tar", tmp_path / "web/train/new.tar")
     # Not all are named by the manifest: they are indexed as if there were none.
     assert prepare(more, tmp_path / "far").classes == tuple(map(str, range(10)))
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
-
-
-def test_training_and_evaluation_from_s3(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_s3(monkeypatch, s3)
-    (tmp_path / "web").mkdir()
-    glyphs = GlyphsSource(source="glyphs", classes=10, train_per_class=12, test_per_class=2, write=WRITE)
-    prepare(glyphs, tmp_path / "local")
-    bucket = fsspec.filesystem("s3")
-    bucket.mkdir("shards")
-    for split in ("train", "test"):
-        for path in (tmp_path / "local" / split).glob("*.tar"):
-            bucket.pipe_file(f"shards/{split}-{path.name}", path.read_bytes())
-    settings = WebdatasetSource(
-        source="webdataset",
-        train="s3://shards/train-{000000..000002}.tar",
-        test="s3://shards/test-000000.tar",
-        cache=CacheSettings(directory=str(tmp_path / "cache")),
-        write=WRITE,
-    )
-    manifest = prepare(settings, tmp_path / "far")
-    local = open_view(DataView(path="local", split="train"), tmp_path)
-    assert manifest.splits["train"].fingerprint == local.fingerprint
-    with _loader(tmp_path, "far") as loader:
-        ids = np.concatenate([batch.ids.numpy() for batch in loader])
-    assert np.bincount(ids).tolist() == [2] * 120
-    view = open_view(DataView(path="far", split="test"), tmp_path)
-    with EvalLoader(
-        view, batch=8, image_size=16, augment=AugmentSettings(), threads=1, rank=0, world=1
-    ) as evaluation:
-        assert sum(float(batch.weights.sum()) for batch in evaluation) == 20
-    with pytest.raises(DataError, match="s3://shards/nothing cannot be read"):
-        RemoteFile("s3://shards/nothing").read(0, 4)

@@ -24,7 +24,7 @@ from pipeline.data.decode import decode
 from pipeline.errors import DataError, UserError
 from pipeline.report.insight import Insight, draw, half_on, spread
 from pipeline.report.insight_plots import filters
-from pipeline.report.trained import load_trained, read_images
+from pipeline.train.trained import load_trained, read_images
 from pipeline.train.loop import normalise
 
 SMALL = {"width": 48, "depth": 2, "heads": 3, "mlp": 96}

@@ -123,6 +123,8 @@ def test_the_page_shows_four_pictures_with_their_numbers(made: SyntheticRun) -> 
     first = {path.name: path.read_bytes() for path in report.html.parent.iterdir()}
     build_report(made)
     assert {path.name: path.read_bytes() for path in report.html.parent.iterdir()} == first
+    # 24 drawings of the pre-training's train split.
+    assert report.html.read_text().count('<li><img src="data:image/') == 24
     section = section_of(report)
     assert re.findall(r'<figure id="fig-(\w+)"', section) == ["rollout", "distance", "positions", "filters"]
     assert section.count("Numbers behind this plot") == 4

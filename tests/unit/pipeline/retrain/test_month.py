@@ -6,106 +6,20 @@ At the end the registry stands where it should, and every decision is explained 
 
 from __future__ import annotations
 
-import io
 import os
-import shutil
-import tarfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from model.weights.files import save_weights
-from model.zoo import create_model
-from pipeline.config import RunConfig
+from launch.retrain import pause
 from pipeline.config_io import load_config
-from pipeline.errors import Busy
-from pipeline.retrain.opening import Scene
+from pipeline.errors import Busy, UserError
 from pipeline.retrain.promotion import promote_by_hand, roll_back
-from pipeline.retrain.state import State
-from pipeline.retrain.tick import Answer, RunState, Ticker
-from pipeline.rundir import RunDir, read_json
-from pipeline.tracking_registry import CHAMPION, PREVIOUS, Registry
-from tests.helpers.synthetic_run import synthetic_config, write_synthetic_run
-
-DAY_S = 86_400.0
-GOOD, BAD = 0.90, 0.55
-
-
-def drop(directory: Path, day: int, samples: int = 8) -> None:
-    """A shard of `samples` that arrived on `day` and has settled."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"day-{day:02d}.tar"
-    with tarfile.open(path, "w") as tar:
-        for n in range(samples):
-            for name, content in ((f"{day}-{n}.jpg", b"pixels"), (f"{day}-{n}.cls", b"0")):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    os.utime(path, (day * DAY_S, day * DAY_S))
-
-
-class Trainer:
-    """Finishes a run as soon as it is looked at; accuracy by the newest data that it saw."""
-
-    def __init__(self, accuracy: Callable[[str], float]) -> None:
-        self.accuracy = accuracy
-        self.started: list[str] = []
-        self.stopped: list[str] = []
-        self.answers: list[RunState] = []
-        self.before_start: Callable[[], None] = lambda: None
-
-    def start(self, config: RunConfig, run: RunDir) -> dict[str, Any]:
-        self.before_start()
-        self.started.append(run.path.name)
-        pattern = config.datasets["glyphs"].train  # type: ignore[union-attr]
-        share = self.accuracy(str(pattern))
-        # What was reused, or an earlier attempt left, is written anew.
-        for found in run.jobs.iterdir():
-            found.unlink() if found.is_symlink() else shutil.rmtree(found)
-        made = write_synthetic_run(config, accuracy=lambda dataset, start, seed: share, images=2000)
-        network = create_model("vit_ti16", num_classes=2, image_size=32, depth=1, width=48, heads=1)
-        header = {"classes": '["a", "b"]', "preprocessing": "{}"}
-        weights = run.job(made.digests["pretrain"]).weights
-        save_weights(weights, network.state_dict(), network.config.to_dict(), header)
-        return {"since": 0}
-
-    def look(self, run: RunDir, record: dict[str, Any]) -> RunState:
-        return self.answers.pop(0) if self.answers else RunState(running=False, exit_code=0)
-
-    def stop(self, run: RunDir, record: dict[str, Any]) -> None:
-        self.stopped.append(run.path.name)
-
-
-class Month:
-    def __init__(self, home: Path, **retrain: Any) -> None:
-        self.day = 0
-        self.watch = home / "incoming"
-        self.watch.mkdir()
-        base = synthetic_config(home / "runs").model_dump(mode="json")
-        base["datasets"]["glyphs"] = {"source": "webdataset", "train": "unused.tar", "test": "unused.tar"}
-        base["retrain"] = {
-            "data": {"watch": str(self.watch), "min_new_samples": 8, "settle_s": 3600},
-            "gate": {"margin_pp": 2.0},
-            **retrain,
-        }
-        self.config = RunConfig.model_validate(base)
-        self.registry = Registry(f"sqlite:///{home / 'mlflow.db'}", "vitline", "classifier")
-        self.state = State(home / "runs" / "synthetic" / "retrain")
-        self.trainer = Trainer(lambda pattern: GOOD)
-        self.scene = Scene(self.config, self.state, self.registry, home, lambda: self.day * DAY_S)
-
-    def ticker(self) -> Ticker:
-        return Ticker(self.scene, self.trainer)
-
-    def tick(self, **options: Any) -> Answer:
-        return self.ticker().tick(**options)
-
-    def champion(self) -> str | None:
-        version = self.registry.at(CHAMPION)
-        return version.number if version else None
+from pipeline.retrain.tick import Answer, RunState
+from pipeline.rundir import read_json
+from pipeline.tracking_registry import PREVIOUS
+from tests.helpers.month import BAD, GOOD, Month, Trainer, drop
 
 
 @pytest.fixture
@@ -266,7 +180,7 @@ def test_rollback_blocks_what_was_left(month: Month) -> None:
 
 
 def test_manual_approval_waits(tmp_path: Path) -> None:
-    month = Month(tmp_path, gate={"approve": "manual"})
+    month = Month(tmp_path, gate={"approve": "manual", "disjoint": False})
     drop(month.watch, 1)
     month.day = 3
     assert month.tick().decision == "waiting"
@@ -299,3 +213,31 @@ def test_a_round_begins_with_the_champions_weights(tmp_path: Path) -> None:
     assert Path(second.start).parent.name == "v1"
     assert second.champion == "1"
     assert tags["gate"] == "pass"
+
+
+def test_paused_from_the_command_nothing_begins(
+    month: Month, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(month.state.path.parents[2])
+    drop(month.watch, 1)
+    month.day = 3
+    pause(month.config, "the cluster moves")
+    assert capsys.readouterr().out == "synthetic: paused: the cluster moves\n"
+    assert month.tick().why.startswith("paused: the cluster moves; ")
+    pause(month.config, None)
+    with pytest.raises(UserError, match="no pause"):
+        pause(month.config, None)
+    assert month.tick().decision == "promoted"
+    noted = [event["decision"] for event in month.state.history()]
+    assert noted == ["paused", "skipped", "resumed", "promoted"]
+
+
+def test_a_tick_that_ended_in_order_pings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    month, pings = Month(tmp_path, ping_env="PING"), list[str]()
+    monkeypatch.setattr("pipeline.retrain.tick.ping", pings.append)
+    assert month.tick().decision == "skipped"
+    assert pings == ["PING"]
+    month.watch.rmdir()
+    with pytest.raises(UserError, match="no directory"):
+        month.tick()
+    assert pings == ["PING"]

@@ -16,14 +16,20 @@ from typing import Any, ClassVar
 import pytest
 
 from pipeline.config import NotifySettings
-from pipeline.retrain.notify import notify
+from pipeline.retrain.notify import notify, ping
 
 BODY = {"summary": "m: promoted (it is better)", "version": "3"}
 
 
 class Receiver(BaseHTTPRequestHandler):
     got: ClassVar[list[tuple[dict[str, str], bytes]]] = []
+    pings: ClassVar[list[str]] = []
     status = 200
+
+    def do_GET(self) -> None:
+        Receiver.pings.append(self.path)
+        self.send_response(Receiver.status)
+        self.end_headers()
 
     def do_POST(self) -> None:
         Receiver.got.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
@@ -37,7 +43,7 @@ class Receiver(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    Receiver.got, Receiver.status = [], 200
+    Receiver.got, Receiver.pings, Receiver.status = [], [], 200
     server = HTTPServer(("127.0.0.1", 0), Receiver)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -96,3 +102,15 @@ def test_a_command_gets_the_body_on_stdin(tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         notify([NotifySettings(command=(sys.executable, "-c", "raise SystemExit(3)"))], "promoted", BODY)
     assert "failed" in caplog.text
+
+
+def test_a_ping_says_that_the_tick_ended(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    ping("HOOK")
+    assert Receiver.pings == ["/hook?token=canary"]
+    Receiver.status = 404
+    with caplog.at_level(logging.WARNING):
+        ping("HOOK")
+        ping("NO_SUCH_VARIABLE")
+    assert "the ping to HOOK failed: HTTP status 404" in caplog.text
+    assert "the ping to NO_SUCH_VARIABLE failed: the variable holds no URL" in caplog.text
+    assert "canary" not in caplog.text

@@ -53,6 +53,16 @@ def test_what_a_kill_costs() -> None:
     assert found.metrics()["cost/goodput"] == found.share
 
 
+def test_notes_of_the_gang_are_no_word_of_an_attempt() -> None:
+    notes = [
+        {"event": "gang", "time": time, "phase": phase}
+        for time, phase in ((138.0, "lost"), (140.0, "ended"), (141.0, "starting"), (144.0, "rank"))
+    ]
+    before = {"event": "gang", "time": 80.0, "phase": "starting"}
+    after = {"event": "gang", "time": 190.0, "phase": "ended"}
+    assert goodput([before, *FIRST, *notes, *SECOND, after]) == goodput(FIRST + SECOND)
+
+
 def test_a_rewind_within_an_attempt_is_redone_work() -> None:
     events = [
         *FIRST[:3],

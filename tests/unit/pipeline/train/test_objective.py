@@ -21,6 +21,7 @@ from pipeline.rundir import JobDir
 from pipeline.train.objective import MaskedPatches, Part, make_objective, masked_model
 from pipeline.train.optim import layer_of
 from pipeline.train.worker import run
+from tests.helpers.train_jobs import stop_after
 
 Add = Callable[..., JobDir]
 TINY = {"width": 32, "depth": 2, "heads": 2, "mlp": 64}
@@ -118,9 +119,8 @@ def test_a_masked_training_reports_and_learns(run_dir: Path, add_job: Add) -> No
 def test_stopped_and_continued_equals_never_stopped(run_dir: Path, add_job: Add) -> None:
     whole, cut = add_job("whole", **MASKED), add_job("cut", **MASKED)
     run(run_dir, "whole", device="cpu")
-    calls = iter(range(100))
     with pytest.raises(StopRequested, match="step 6 of 12"):
-        run(run_dir, "cut", stop_asked=lambda: next(calls) >= 5, device="cpu")
+        run(run_dir, "cut", stop_asked=stop_after(6), device="cpu")
     run(run_dir, "cut", device="cpu")
     for name in ("loss", "masked_accuracy"):
         assert [e[name] for e in progress(cut).values()] == [e[name] for e in progress(whole).values()]

@@ -3,7 +3,6 @@ ranks, signals and kills are in tests/integration/test_worker.py."""
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,18 @@ import torch
 from model.losses import loss_sum
 from model.weights.files import load_weights
 from pipeline.config import HealthSettings, OptimizerSettings
-from pipeline.errors import Busy, ConfigError, EnvironmentUnfit, StopRequested, TrainingError
+from pipeline.errors import (
+    Busy,
+    ConfigError,
+    StopRequested,
+    TrainingError,
+)
 from pipeline.events import read_events
 from pipeline.rundir import JobDir
 from pipeline.train.goodput import CAUSES
 from pipeline.train.samplelog import read_sample_log
 from pipeline.train.worker import read_job, run
+from tests.helpers.train_jobs import stop_after
 
 Add = Callable[..., JobDir]
 ONE_STEP: dict[str, Any] = {"duration": "1 steps", "optimizer": OptimizerSettings()}
@@ -68,9 +73,8 @@ def test_a_finished_job_returns_at_once(run_dir: Path, add_job: Add) -> None:
 def test_stopped_and_continued_equals_never_stopped(run_dir: Path, add_job: Add) -> None:
     whole, cut = add_job("whole"), add_job("cut")
     run(run_dir, "whole", device="cpu")
-    calls = iter(range(100))
     with pytest.raises(StopRequested, match="step 6 of 12"):
-        run(run_dir, "cut", stop_asked=lambda: next(calls) >= 5, device="cpu")
+        run(run_dir, "cut", stop_asked=stop_after(6), device="cpu")
     assert not cut.result.exists()
     assert (cut.checkpoints / "step-000000006" / "COMPLETE").exists()
     run(run_dir, "cut", device="cpu")
@@ -88,41 +92,6 @@ def test_the_file_named_stop_stops_too(run_dir: Path, add_job: Add) -> None:
     with pytest.raises(StopRequested):
         run(run_dir, "aaaa", device="cpu")
     assert [e["event"] for e in read_events(job.events)[0]][-1] == "stopped"
-
-
-@pytest.mark.parametrize("harm", ["flip", "tear", "remove"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(run_dir: Path, add_job: Add, harm: str) -> None:
-    whole, job = add_job("whole"), add_job("aaaa")
-    run(run_dir, "whole", device="cpu")
-    calls = iter(range(100))
-    with pytest.raises(StopRequested):
-        run(run_dir, "aaaa", stop_asked=lambda: next(calls) >= 9, device="cpu")
-    newest = job.checkpoints / "step-000000010" / "rank-00000-of-00001.safetensors"
-    data = bytearray(newest.read_bytes())
-    if harm == "flip":
-        data[len(data) // 2] ^= 1
-        newest.write_bytes(data)
-    elif harm == "tear":
-        newest.write_bytes(data[: len(data) // 2])
-    else:
-        newest.unlink()
-    run(run_dir, "aaaa", device="cpu")
-    warnings = [e["message"] for e in read_events(job.events)[0] if e["event"] == "warning"]
-    assert len(warnings) == 1
-    assert "step-000000010 is damaged" in warnings[0]
-    assert min(losses(job, attempt=2)) == 9
-    assert losses(job) == losses(whole)
-    assert read_sample_log(job) == read_sample_log(whole)
-
-
-def test_a_directory_without_its_marker_does_not_exist(run_dir: Path, add_job: Add) -> None:
-    job = add_job()
-    calls = iter(range(100))
-    with pytest.raises(StopRequested):
-        run(run_dir, "aaaa", stop_asked=lambda: next(calls) >= 9, device="cpu")
-    (job.checkpoints / "step-000000010" / "COMPLETE").unlink()
-    run(run_dir, "aaaa", device="cpu")
-    assert min(losses(job, attempt=2)) == 9
 
 
 def test_an_attempt_that_was_replaced_completes_nothing(run_dir: Path, add_job: Add) -> None:
@@ -266,38 +235,6 @@ def test_a_job_that_is_not_there_or_not_for_the_worker(run_dir: Path, add_job: A
     job.job.write_text(json.dumps(description))
     with pytest.raises(ConfigError, match="bacth"):
         read_job(job)
-
-
-def test_a_checkpoint_of_other_data_is_refused(run_dir: Path, add_job: Add) -> None:
-    job = add_job()
-    calls = iter(range(100))
-    with pytest.raises(StopRequested):
-        run(run_dir, "aaaa", stop_asked=lambda: next(calls) >= 5, device="cpu")
-    description = json.loads(job.job.read_text())
-    description["work"]["seed"] = 2
-    job.job.write_text(json.dumps(description))
-    with pytest.raises(ConfigError, match=r"(?s)seed 2 .* 1 in the checkpoint"):
-        run(run_dir, "aaaa", device="cpu")
-    shutil.rmtree(job.path)
-
-
-def test_a_full_disk_ends_with_one_message_and_the_next_attempt_continues(
-    run_dir: Path, add_job: Add, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, job = add_job("whole"), add_job("aaaa")
-    run(run_dir, "whole", device="cpu")
-
-    def full(descriptor: int, data: memoryview) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pipeline.train.tensorfile._write_all", full)
-    with pytest.raises(EnvironmentUnfit, match=r"rank 0 could not write .*No space left on device"):
-        run(run_dir, "aaaa", device="cpu")
-    assert not list(job.checkpoints.glob("*/COMPLETE"))
-    monkeypatch.undo()
-    run(run_dir, "aaaa", device="cpu")
-    assert losses(job) == losses(whole)
-    assert read_sample_log(job) == read_sample_log(whole)
 
 
 def test_a_loss_that_is_not_finite_can_be_left_out(

@@ -21,7 +21,7 @@ from model.weights.files import load_into, load_weights
 from model.zoo import build
 from pipeline.config import AugmentSettings
 from pipeline.data.augment import evaluation_pixels
-from pipeline.data.decode import decode
+from pipeline.data.decode import Pixels, decode
 from pipeline.data.loader import EvalLoader
 from pipeline.data.mixture import AnyView
 from pipeline.errors import DataError, UserError
@@ -34,12 +34,14 @@ _THREADS = 2
 class Trained:
     """A model in evaluation mode on the CPU, and how it sees images.
 
-    `augment`: only its part for evaluation counts. `note`: what had to be assumed, or nothing.
+    `augment`: only its part for evaluation counts. `classes`: by number; empty where the file does not say.
+    `note`: what had to be assumed, or nothing.
     """
 
     model: ImageModel
     image_size: tuple[int, int]  # height, width
     augment: AugmentSettings
+    classes: tuple[str, ...]
     note: str
 
 
@@ -58,7 +60,8 @@ def load_trained(path: Path) -> Trained:
             str(error), "a weights file of a training, or of `vitline model import`", "name such a file"
         ) from error
     augment, note = _preprocessing(header)
-    return Trained(model.eval(), model.config.image_size, augment, note)
+    classes = tuple(json.loads(header.get("classes", "[]")))
+    return Trained(model.eval(), model.config.image_size, augment, classes, note)
 
 
 def _preprocessing(header: Mapping[str, str]) -> tuple[AugmentSettings, str]:
@@ -69,6 +72,14 @@ def _preprocessing(header: Mapping[str, str]) -> tuple[AugmentSettings, str]:
         )
     found = json.loads(header["preprocessing"])
     return AugmentSettings(evaluate=found["evaluate"], larger=found["larger"]), ""
+
+
+def as_seen(trained: Trained, image: bytes) -> Pixels | str:
+    """An encoded image as evaluation sees it, (H, W, 3) uint8; or, as from `decode`, the reason why not."""
+    pixels = decode(image)
+    if isinstance(pixels, str):
+        return pixels
+    return np.ascontiguousarray(evaluation_pixels(trained.augment, pixels, trained.image_size))
 
 
 def read_images(trained: Trained, paths: Sequence[Path]) -> Tensor:
@@ -86,14 +97,14 @@ def read_images(trained: Trained, paths: Sequence[Path]) -> Tensor:
             raise UserError(
                 f"{path}: {error.strerror}", "an image file", "name image files, as photos/*.jpg"
             ) from error
-        pixels = decode(data)
+        pixels = as_seen(trained, data)
         if isinstance(pixels, str):
             raise DataError(
                 f"{path} cannot be decoded: {pixels}",
                 "a JPEG, PNG or WebP image",
                 "repair it or leave it out",
             )
-        rows.append(np.ascontiguousarray(evaluation_pixels(trained.augment, pixels, trained.image_size)))
+        rows.append(pixels)
     return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
 
 

@@ -1,0 +1,87 @@
+"""What the driver is told of a gang that failed; the failures are Ray Train's own classes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from pipeline import gang
+from pipeline.errors import DataError
+from pipeline.graph import Job, Outcome, Planned
+
+DEATH = "The actor died.\n\tpid: 7\n\tip: 10.77.0.2\nThe actor is dead because its node has died."
+RESET = ConnectionError("Connection closed by peer")
+
+
+def lost(death: Exception) -> WorkerHealthCheckFailedError:
+    return WorkerHealthCheckFailedError("A worker health check failed.", death)
+
+
+def test_the_rank_that_is_gone_is_named_before_those_that_noticed() -> None:
+    gone = lost(RayActorError(actor_id="ab", error_msg=DEATH))
+    outcome = gang._failure("digest", WorkerGroupError("", {0: RESET, 1: gone}))
+    assert outcome.error is not None
+    assert outcome.error.splitlines()[0] == "rank 1 on 10.77.0.2 was lost"
+    assert outcome.error.endswith("its node has died.")
+    assert outcome.retry
+
+
+def test_a_death_without_an_address_has_its_rank() -> None:
+    outcome = gang._failure("digest", WorkerGroupError("", {2: lost(ActorDiedError())}))
+    assert outcome.error is not None
+    assert outcome.error.splitlines()[0] == "rank 2 was lost"
+
+
+def test_a_fault_of_ours_says_more_than_a_lost_rank() -> None:
+    fault = DataError("a shard that ends early", "whole shards", "fetch it again")
+    outcome = gang._failure("digest", WorkerGroupError("", {0: lost(ActorDiedError()), 1: fault}))
+    assert outcome.fault is fault
+    assert not outcome.retry
+
+
+def test_survivors_alone_are_worth_another_try_and_a_bug_is_not() -> None:
+    assert gang._failure("digest", WorkerGroupError("", {0: RESET})).retry
+    assert not gang._failure("digest", WorkerGroupError("", {0: TypeError("no")})).retry
+
+
+def ended_with(error: Exception, run: Path, patch: pytest.MonkeyPatch) -> Outcome:
+    """What the driver gets when Ray Train's `fit` raises `error`."""
+
+    def fit() -> None:
+        raise error
+
+    patch.setattr(gang, "_places", set)
+    patch.setattr(gang.Gang, "_trainer", lambda self: SimpleNamespace(fit=fit))
+    job = Job(name="pretrain", stage="pretrain", version=1, slice={}, identity={}, workers=2)
+    attempt = gang.Gang(run, Planned(job=job, digest="d1", inputs={}, state="due", reason="new"))
+    end = time.monotonic() + 60
+    while (outcome := attempt.poll()) is None:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return outcome
+
+
+@pytest.mark.parametrize("error", [ActorDiedError(), OutOfMemoryError("memory was short")])
+def test_a_controller_that_is_gone_gives_its_places_back_and_is_started_again(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[set[str]] = []
+    monkeypatch.setattr(gang, "_free_places", freed.append)
+    assert ended_with(error, tmp_path, monkeypatch).retry
+    assert freed == [set()]
+
+
+def test_whatever_goes_wrong_reaches_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(before: set[str]) -> None:
+        raise RuntimeError("no head to ask")
+
+    monkeypatch.setattr(gang, "_free_places", fail)
+    outcome = ended_with(ActorDiedError(), tmp_path, monkeypatch)
+    assert outcome.error == "RuntimeError: no head to ask"
+    assert not outcome.retry
