@@ -1,6 +1,6 @@
 """What a run keeps on disk: checkpoints, weights, logs, the shards that it writes; and copies elsewhere.
 
-    newest `keep` ──────────────────────────────────────────┐
+    newest `keep`, and the best one with `keep_best` ───────┐
     for good: one at or after each multiple of `keep_every` ─┼─► local, and as many at `checkpoint.remote`
     the one in the making ──────────────────────────────────┘
 
@@ -38,15 +38,16 @@ def disk_of(
     data = [size.disk_bytes for size in sizes.values()]
     checkpoint = checkpoint_bytes(training.parameters, moments)
     remote = settings.checkpoint.remote is not None
-    staying = settings.checkpoint.keep + kept_for_good
+    best = settings.checkpoint.keep_best is not None
+    staying = settings.checkpoint.keep + best + kept_for_good
     return Disk(
         data=None if any(size is None for size in data) else sum(size or 0 for size in data),
         checkpoint=checkpoint,
         kept_for_good=kept_for_good,
         checkpoints=checkpoint * (staying + 1 + _COPIED * remote),
         remote=checkpoint * (staying + 1) if remote else 0,
-        # The weights of the last step are kept beside an average.
-        weights=4 * training.parameters * (1 if settings.average is None else 2),
+        # The weights of the last step are kept beside an average, those of the best step beside the last.
+        weights=4 * training.parameters * (1 + (settings.average is not None) + best),
         sample_log=_SAMPLE_LOG_BYTES * training.images if settings.log_samples else 0,
         transfer=transfer_bytes,
     )

@@ -1,11 +1,12 @@
 """Memory of one rank, in parts, before anything starts.
 
 States, in bytes, for P parameters, W ranks and k moments (Adam 2, SGD with momentum 1, one more for a Polyak
-average). Parameters,
-gradients, masters and moments are float32 in every precision that vitline trains in (bf16 is autocast):
+average). Masters, moments and sums of gradients are float32 in every precision; so are parameters, but in
+bf16_params and fp16 (2P then, not 4P):
 
     engine     parameters   gradients   masters   moments      buffers
     plain      4P           4P          -         4kP          -
+    ZeRO-0     4P           4P          -         4kP          4R
     ZeRO-1     4P           4P          4P/W      4kP/W        4R
     ZeRO-2     4P           4P/W        4P/W      4kP/W        4R
     ZeRO-3     4P/W         4P/W        4P/W      4kP/W        4R + 4 min(P, L)
@@ -25,7 +26,8 @@ Activations that autograd keeps for one image, T tokens of width D, M hidden fea
 Convolutions: c bytes for each element that a norm reads or a ReLU makes, for the copies that padding
 makes, and for what the first pool keeps. The rest of a step: the rank's
 part of the batch as bytes, the micro-batch in float32 and in c, logits, and gradients of the largest
-block. On a GPU, 2 GiB are added for the CUDA context, kernels and NCCL, and 5 % of all for fragmentation;
+block. With bf16_params and fp16 the residual stream takes c bytes, so they keep less than this says.
+On a GPU, 2 GiB are added for the CUDA context, kernels and NCCL, and 5 % of all for fragmentation;
 on a processor 0.5 GiB for the interpreter and its libraries. Compiled blocks keep less than this says.
 """
 
@@ -96,7 +98,7 @@ def moments_of(settings: TrainSettings) -> int:
 
 def memory_of(config: ModelConfig, parameters: int, load: Load) -> Memory:
     """Bytes of one rank; see the head of this file."""
-    width = 2 if load.engine.precision == "bf16" else 4
+    width = 2 if load.engine.arithmetic == "bf16" else 4
     saved, largest = activation_bytes(
         config,
         width,
@@ -118,8 +120,9 @@ def _states(parameters: int, load: Load) -> tuple[int, int, int, int]:
     if load.engine.kind == "plain":
         return whole, whole, 0, load.moments * whole
     stage = load.engine.stage
+    working = split if stage == 3 else whole
     return (
-        split if stage == 3 else whole,
+        working // 2 if load.engine.rounds_parameters else working,
         whole if stage < 2 else split,
         split if stage else 0,
         load.moments * (split if stage else whole),
@@ -137,7 +140,7 @@ def _buffers(parameters: int, load: Load) -> int:
     if load.engine.stage < 3:
         return bucket + rounded * parameters
     live = min(parameters, int(zero.get("stage3_max_live_parameters", _LIVE)))
-    return bucket + (4 + rounded) * live
+    return bucket + (2 if load.engine.rounds_parameters else 4 + rounded) * live
 
 
 # ---------------------------------------------------------------- activations

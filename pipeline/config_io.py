@@ -215,7 +215,9 @@ def _explain(error: ValidationError, plain: Mapping[str, Any], where: str) -> Co
             mark = "kind" if item["loc"][0] == "transfer" else "source"
             lines.append(f"{dotted}.{mark} is {item['ctx']['tag']!r}; known: {item['ctx']['expected_tags']}")
         else:
-            lines.append(f"{dotted} is {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
+            # Where the name of a variable is asked for, somebody may have typed what it should hold.
+            shown = "not shown" if dotted.endswith("_env") else repr(item["input"])
+            lines.append(f"{dotted} is {shown}: {item['msg'].removeprefix('Value error, ')}")
     more = error.error_count() - len(lines)
     if more > 0:
         lines.append(f"and {more} more")

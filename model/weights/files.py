@@ -38,13 +38,17 @@ def save_weights(
 
     `config` must be plain JSON. `extra` is more header text; its keys must not start with "vitline.".
     """
+    write_tensors(path, state, header_of(config, extra))
+
+
+def header_of(config: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The header's text; see `save_weights`."""
     reserved = [key for key in extra or {} if key.startswith("vitline.")]
     if reserved:
         raise ValueError(
             f"header key {reserved[0]!r} starts with 'vitline.', which is reserved; choose another name"
         )
-    header = {FORMAT_KEY: FORMAT, CONFIG_KEY: json.dumps(dict(config), sort_keys=True), **(extra or {})}
-    write_tensors(path, state, header)
+    return {FORMAT_KEY: FORMAT, CONFIG_KEY: json.dumps(dict(config), sort_keys=True), **(extra or {})}
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:

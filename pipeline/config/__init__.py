@@ -17,6 +17,7 @@ from pipeline.config.base import (
     Settings,
     to_steps,
 )
+from pipeline.config.checkpoint import CheckpointSettings
 from pipeline.config.datasets import (
     CacheSettings,
     DatasetSettings,
@@ -54,7 +55,6 @@ from pipeline.config.run import (
     TrackingSettings,
 )
 from pipeline.config.train import (
-    CheckpointSettings,
     GangSettings,
     HealthSettings,
     MaskedPatchSettings,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Duration, Settings, to_steps
+from pipeline.config.checkpoint import CheckpointSettings
 from pipeline.config.engine import EngineSettings
 from pipeline.config.profiling import ProfileSettings
 from pipeline.config.reading import AugmentSettings, OrderSettings
@@ -51,34 +52,6 @@ class OptimizerSettings(Settings):
             raise ValueError(f"cooldown has no effect on schedule {self.schedule!r}; use constant or rsqrt")
         if self.name == "sgd" and self.decay_times == "schedule":
             raise ValueError("decay_times: schedule is for adam; sgd adds its weight decay to the gradient")
-        return self
-
-
-class CheckpointSettings(Settings):
-    every: Duration | Literal["auto"] | None = Field(
-        None, description="None: only at the end and when stopped; auto: from the measured cost of a save"
-    )
-    mtbf_hours: float | None = Field(
-        None,
-        gt=0,
-        description="every: auto only: mean time between failures of one rank, hours; None: 50,000",
-    )
-    keep: int = Field(2, ge=1, description="newest complete ones that stay")
-    keep_every: Duration | None = Field(
-        None, description="the first one at or after each multiple of this stays for good; None: none"
-    )
-    remote: str | None = Field(
-        None,
-        description="URL (fsspec) that each one is copied to in the background, and resumed from where it is"
-        " newer; None: local only",
-    )
-
-    @model_validator(mode="after")
-    def _settings_act(self) -> CheckpointSettings:
-        if self.mtbf_hours is not None and self.every != "auto":
-            raise ValueError(f"mtbf_hours has no effect on every {self.every!r}; set every: auto")
-        if self.keep_every is not None and self.every is None:
-            raise ValueError("keep_every has no effect without saves on the way; set every")
         return self
 
 
@@ -189,6 +162,24 @@ class TrainSettings(Settings):
         steps = None if "epoch" in self.duration else to_steps(self.duration, batch=self.batch, samples=0)
         if steps is not None and (beyond := [step for step in self.profile.steps if step > steps]):
             raise ValueError(f"profile.steps has {beyond[0]}, and the training {steps} steps; choose earlier")
+        return self
+
+    @model_validator(mode="after")
+    def _best_can_be_judged(self) -> TrainSettings:
+        best = self.checkpoint.keep_best
+        if best is not None and self.validation.every is None:
+            raise ValueError(
+                "checkpoint.keep_best has no effect without validations on the way; set validation.every"
+            )
+        if best is not None and self.average is not None:
+            raise ValueError(
+                "checkpoint.keep_best with average: validations on the way score the weights of"
+                " the step, not their average; leave one out"
+            )
+        if best == "top1" and self.objective == "masked_patches":
+            raise ValueError(
+                "checkpoint.keep_best: top1 with objective masked_patches, which reads no label; use loss"
+            )
         return self
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ PADDING = -1  # id of a row that holds no sample
 # Below this (images of about 32 px, with the tar's 2 KiB) a sample takes some 40 µs, and Python holds its
 # lock for half of them: two threads then hand it to and fro, at 0.5 to 1.0 times the speed of one.
 _SMALL_BYTES = 4096
-_ROWS = 16  # rows a thread takes at once; even, so that pairs stay together
+_ROWS = 16  # rows that one of several threads takes at once; even, so that pairs stay together
 
 I64 = NDArray[np.int64]
 
@@ -74,6 +74,7 @@ class Assembler:
         self._size = size
         threads = threads if view.bytes_per_sample > _SMALL_BYTES else 1
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._together = _ROWS if threads > 1 else None
         # Pinned memory is copied to a device while the next step computes; torch keeps and reuses it.
         self._pin = torch.cuda.is_available()
 
@@ -93,12 +94,14 @@ class Assembler:
             step, pixels.permute(0, 3, 1, 2), torch.from_numpy(labels), weights, torch.from_numpy(ids.copy())
         )
         shards, places = self._view.locate(ids)
+        together = self._together or max(1, len(real))  # one thread: who waits is woken once a batch
         jobs = [
             self._pool.submit(self._fill, rows, shards[rows], places[rows], pixels.numpy(), augment, pairs)
-            for rows in (real[start : start + _ROWS] for start in range(0, len(real), _ROWS))
+            for rows in (real[start : start + together] for start in range(0, len(real), together))
         ]
         return Pending(batch, jobs, self._view, pairs, soft or pairs is not None)
 
+    @torch.inference_mode()  # a tenth less for each resize of a small image: nothing here has a gradient
     def _fill(
         self, rows: I64, shards: I64, places: I64, pixels: Pixels, augment: Augment, pairs: Pairs | None
     ) -> list[tuple[int, str]]:

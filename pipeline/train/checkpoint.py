@@ -4,6 +4,7 @@
       rank-00000-of-00016.safetensors   fragments, keys NAME|KIND|START (pipeline/train/fragments.py)
       rank-00000-of-00016.json          sizes, hash, this rank's meters
       COMPLETE                          JSON: step, position, loader state, digest, shapes, hashes
+    checkpoints/best.json               which one is the best, where that is asked for (best.py)
 
 `COMPLETE` is written last, by rename, after the files of all ranks were seen in place (saving.py). A
 directory without it does not exist for us and is swept when the next attempt starts. The newest

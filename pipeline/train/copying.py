@@ -113,7 +113,9 @@ class Copier:
                 self._remote.upload(name, checkpoint.path / file)
             if self._world.rank == 0 and self._all_there(name, files):
                 self._remote.mark(name, marker)
-                self._remote.retain(self._keep, self._keep_every)
+                best = checkpoint.record.get("best")
+                spare = () if best is None else (int(best["step"]),)
+                self._remote.retain(self._keep, self._keep_every, spare)
                 self._copied = {
                     "event": "copied",
                     "step": checkpoint.step,

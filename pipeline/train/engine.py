@@ -11,31 +11,52 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from model.interface import Gather
 from pipeline.config import EngineSettings, OptimizerSettings
 from pipeline.errors import ConfigError
+from pipeline.train.fragments import fill_masters
 from pipeline.train.interface import BatchShape, Engine
 from pipeline.train.optim import make_groups, make_optimizer, rules
 from pipeline.train.plain import PlainEngine
 from pipeline.train.world import World
 
 
+@contextmanager
+def in_parts(settings: EngineSettings, shape: BatchShape, clip_norm: float | None) -> Iterator[bool]:
+    """While inside, a module is split over ranks as it is built, parameter by parameter, where the engine
+    splits parameters (ZeRO-3): no rank ever holds it whole. Says whether that is so."""
+    if settings.kind == "plain" or settings.stage < 3:
+        yield False
+        return
+    with _import_zero().partitioned(settings, shape, clip_norm):
+        yield True
+
+
 def create_engine(
-    module: nn.Module, optimizer: OptimizerSettings, settings: EngineSettings, shape: BatchShape, world: World
+    module: nn.Module,
+    optimizer: OptimizerSettings,
+    settings: EngineSettings,
+    shape: BatchShape,
+    world: World,
+    fill: Callable[[Gather], None] | None = None,
 ) -> Engine:
-    """Put `module` into the engine that the settings ask for, on this rank's device."""
+    """Put `module` into the engine that the settings ask for, on this rank's device.
+
+    `fill` writes the starting weights of a module that was built `in_parts`, whose parameters are empty.
+    """
     if settings.activation_checkpointing:
         module.set_activation_checkpointing(True)  # type: ignore[operator]
     if settings.compile:
         _compile_blocks(module)
-    if not settings.rounds_parameters:
-        module.to(world.device)  # else DeepSpeed does it, after rounding: a device never holds both
+    if not settings.rounds_parameters and fill is None:
+        module.to(world.device)  # else DeepSpeed does it, of what is left after rounding or splitting
     groups = make_groups(module.named_parameters(), rules(optimizer), optimizer.layer_decay)
     made = make_optimizer(groups, optimizer)
     if settings.kind == "plain":
@@ -49,6 +70,9 @@ def create_engine(
     zero = _import_zero()
     kind = zero.ReplicatedEngine if settings.stage == 0 else zero.ZeroEngine
     engine: Engine = kind(module, made, optimizer.clip_norm, settings, shape, world)
+    if fill is not None:
+        fill_masters(module, engine.fragments(), fill)
+        engine.loaded(0)
     return engine
 
 

@@ -17,13 +17,15 @@ bf16 or float16 parameters the masters start from rounded weights (`write_master
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from model.interface import Gather
 from pipeline.train.optim import canonical, create_state, moment_kinds
 
 MASTER = "master"
@@ -118,6 +120,33 @@ def set_updates(optimizer: torch.optim.Optimizer, updates: int) -> None:
     for state in optimizer.state.values():
         if "step" in state:
             state["step"].fill_(updates)
+
+
+def fill_masters(module: nn.Module, fragments: list[Fragment], fill: Callable[[Gather], None]) -> None:
+    """Have `fill` write every parameter of a split module, and keep what this rank owns of it.
+
+    One parameter is whole at a time, in float32, and nothing is sent: each rank writes the same. `refresh`
+    must follow.
+    """
+    masters: dict[str, list[Fragment]] = {}
+    for fragment in fragments:
+        if fragment.kind == MASTER:
+            masters.setdefault(fragment.name, []).append(fragment)
+    found = {id(parameter): canonical(name) for name, parameter in module.named_parameters()}
+    whole = shapes(module)
+
+    @contextmanager
+    def written(parameter: nn.Parameter) -> Iterator[None]:
+        name = found[id(parameter)]
+        kept = parameter.data
+        parameter.data = torch.empty(whole[name], dtype=torch.float32, device=parameter.device)
+        try:
+            yield
+            write_masters(masters.get(name, []), {name: parameter.detach()})
+        finally:
+            parameter.data = kept
+
+    fill(written)
 
 
 def write_masters(fragments: list[Fragment], weights: Mapping[str, torch.Tensor]) -> None:

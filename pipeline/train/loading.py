@@ -7,8 +7,8 @@ is filled from whatever stored ranges overlap it, and only those bytes are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,19 +51,23 @@ def load_fragments(
                 )
 
 
-def whole_tensors(checkpoint: Checkpoint, kind: str = MASTER) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter's whole `kind`, one after the other, on the CPU: what an export needs."""
+@contextmanager
+def whole_reader(checkpoint: Checkpoint, kind: str = MASTER) -> Iterator[Callable[[str], torch.Tensor]]:
+    """While inside, a function that reads a parameter's whole `kind` by its name, on the CPU."""
     stored = _index(checkpoint)
     with ExitStack() as stack:
         reader = _Reader(stack)
-        for name, shape in checkpoint.record["shapes"].items():
-            whole = torch.empty(shape, dtype=torch.float32)
+
+        def read(name: str) -> torch.Tensor:
+            whole = torch.empty(checkpoint.record["shapes"][name], dtype=torch.float32)
             flat = whole.view(-1)
             filled = sum(_copy(reader, found, 0, flat) for found in stored.get((name, kind), []))
             assert filled == len(flat), (
                 f"{checkpoint.path} holds {filled} of {len(flat)} elements of {name} ({kind})"
             )
-            yield name, whole
+            return whole
+
+        yield read
 
 
 class _Reader:

@@ -25,6 +25,7 @@ from pipeline.data.assemble import Bad, Batch
 from pipeline.data.loader import TrainLoader
 from pipeline.errors import StopRequested, TrainingError
 from pipeline.train.average import PolyakAverage
+from pipeline.train.best import BestSoFar
 from pipeline.train.cadence import Cadence
 from pipeline.train.interface import Engine
 from pipeline.train.meters import Meters
@@ -62,6 +63,7 @@ class Training:
     record: Callable[[int], Mapping[str, Any]]  # what a checkpoint after a step says beside its fragments
     profiler: Profiler
     validate: Callable[[int], object]  # scores the network after a step; raises StopRequested
+    best: BestSoFar
     top_speed: float | None  # images/s of one device at its peak; None: not known
     left_out: tuple[LeftOut, ...] = ()  # rewinds of the job until now
     skipped: int = 0  # updates left out in this attempt because something was not finite
@@ -149,7 +151,7 @@ def train(run: Training, step: int) -> None:
             decided = run.cadence.saved(step, saver.cost)
             if decided is not None:
                 run.report({"event": "cadence", "step": step, "save_every": decided})
-        if run.cadence.due(step) or stop or step == plan.steps:
+        if run.cadence.due(step) or run.best.found_at(step) or stop or step == plan.steps:
             save(run, step)
         if stop and step < plan.steps:
             saver.finish()

@@ -14,6 +14,7 @@ from pipeline.data.mixture import AnyView
 from pipeline.data.skips import Skips
 from pipeline.train.attempt import Attempt
 from pipeline.train.average import PolyakAverage
+from pipeline.train.best import BestSoFar
 from pipeline.train.cadence import DEFAULT_MTBF_HOURS, Cadence
 from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.copying import Copier
@@ -81,7 +82,9 @@ def make_eval_loader(parts: Parts, view: AnyView) -> EvalLoader:
     )
 
 
-def make_training(parts: Parts, checkpoint: Checkpoint | None, validate: Callable[[int], object]) -> Training:
+def make_training(
+    parts: Parts, checkpoint: Checkpoint | None, validate: Callable[[int], Mapping[str, float]]
+) -> Training:
     """What the loop works with; its loader is set for each stretch."""
     settings, attempt, engine = parts.job.settings, parts.attempt, parts.engine
     world = attempt.world
@@ -106,6 +109,7 @@ def make_training(parts: Parts, checkpoint: Checkpoint | None, validate: Callabl
             "device_seconds": earlier_device_s + world.size * (time.monotonic() - parts.began),
             "figures": run.last,
             "rewinds": [asdict(entry) for entry in run.left_out],
+            "best": run.best.record(),
         }
 
     log = attempt.job.samples(attempt.generation, world.rank)
@@ -128,7 +132,8 @@ def make_training(parts: Parts, checkpoint: Checkpoint | None, validate: Callabl
         beat=parts.beat,
         record=record,
         profiler=_profiler(parts),
-        validate=validate,
+        validate=lambda done: run.best.judge(done, validate(done)),
+        best=BestSoFar(settings.checkpoint.keep_best, checkpoint),
         top_speed=top_images_per_s(parts.config, world.device, settings.engine.arithmetic),
         last=dict(checkpoint.record["figures"]) if checkpoint else {},
     )

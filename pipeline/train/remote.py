@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -133,12 +133,12 @@ class RemoteCheckpoints:
         self._again(f"fetching {there}", lambda: self._files.get_file(there, str(to)))
         return hash_file(to)
 
-    def retain(self, keep: int, keep_every: int | None) -> None:
-        """Remove what has outlived its use, marker first."""
+    def retain(self, keep: int, keep_every: int | None, spare: Collection[int] = ()) -> None:
+        """Remove what has outlived its use but for the steps in `spare`, marker first."""
         found = self.complete()
         for step in outlived({checkpoint.step for checkpoint in found}, keep, keep_every):
             for checkpoint in found:
-                if checkpoint.step == step:
+                if checkpoint.step == step and step not in spare:
                     self._remove(checkpoint.name)
 
     def sweep(self) -> None:

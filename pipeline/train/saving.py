@@ -23,6 +23,7 @@ import torch
 
 from pipeline.errors import EnvironmentUnfit
 from pipeline.rundir import sync_directory, write_atomic, write_json
+from pipeline.train.best import write_best
 from pipeline.train.cadence import SaveCost
 from pipeline.train.checkpoint import FORMAT, MARKER, Checkpoint, directory_of, remove, retain, stem_of
 from pipeline.train.copying import Copier
@@ -186,6 +187,8 @@ class Saver:
         write_json(save.path / MARKER, record)
         sync_directory(self._root)
         spare = set() if self._copier is None else self._copier.spare
+        best = write_best(self._root, record.get("best"))
+        spare |= set() if best is None else {best}
         retain(self._root, self._keep, self._keep_every, spare)
         return record
 

@@ -4,16 +4,17 @@ adapted to the new classes and image size; from scratch, with weights drawn from
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
 from model.config import config_from_dict
-from model.interface import ImageModel
+from model.initialise import nullcontext_for
+from model.interface import Gather, ImageModel
 from model.masked import MaskedPatchModel
 from model.weights.adapt import adapt
-from model.weights.files import load_into, load_weights
-from model.zoo import create_model
+from model.weights.files import check_keys, load_weights
+from model.zoo import build
 from pipeline.config import TrainJob
 from pipeline.data.mixture import AnyView
 from pipeline.errors import ConfigError, UserError
@@ -22,49 +23,65 @@ from pipeline.train.attempt import Attempt
 from pipeline.train.average import PolyakAverage
 from pipeline.train.checkpoint import Checkpoint, find_checkpoint, sweep
 from pipeline.train.copying import fetch_newer
-from pipeline.train.interface import Engine
+from pipeline.train.engine import in_parts
+from pipeline.train.fragments import shapes
+from pipeline.train.interface import BatchShape, Engine
 from pipeline.train.loading import load_fragments
 from pipeline.train.network import network_of
 from pipeline.train.objective import masked_model
 from pipeline.train.remote import RemoteCheckpoints
 
+Fill = Callable[[Gather], None]  # writes every parameter, one whole one after the other
 
-def build_model(job: TrainJob, view: AnyView, attempt: Attempt) -> ImageModel | MaskedPatchModel:
-    """The network with its starting weights: from `start`, or drawn from the seed, on the CPU."""
-    settings = job.settings
+
+def build_model(
+    job: TrainJob, view: AnyView, attempt: Attempt, shape: BatchShape
+) -> tuple[ImageModel | MaskedPatchModel, Fill | None]:
+    """The network with its starting weights: from `start`, or drawn from the seed, on the CPU.
+
+    Where the engine splits parameters it is split and empty; then what fills it is returned too.
+    """
     try:
-        if settings.objective == "masked_patches":
-            return _masked_model(job)
-        module = create_model(
-            settings.model.name,
-            num_classes=view.num_classes,
-            image_size=settings.image_size,
-            representation=settings.model.representation,
-            generator=torch.Generator().manual_seed(job.seed),
-            **settings.model.options,
-        )
-        if job.start is not None:
-            state, found, _ = load_weights(attempt.run / job.start)
-            old = config_from_dict(found)
-            keep = job.keep_head and old.num_classes == module.config.num_classes
-            load_into(module, adapt(state, old, module.config, new_head=not keep))
+        with in_parts(job.settings.engine, shape, job.settings.optimizer.clip_norm) as split:
+            module = _empty_model(job, view)
+        fill = _weights_of(job, module, attempt)
+        if split:
+            return module, fill
+        fill(nullcontext_for)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(
             str(error),
             "a model of the zoo, and weights that fit it",
             "correct model or start in the configuration",
         ) from error
-    return module
+    return module, None
 
 
-def _masked_model(job: TrainJob) -> MaskedPatchModel:
+def _empty_model(job: TrainJob, view: AnyView) -> ImageModel | MaskedPatchModel:
     settings = job.settings
-    if job.start is not None:
-        raise ValueError(f"objective masked_patches starts from scratch, found start {job.start!r}")
-    config = network_of(settings.model, settings.image_size, 1, representation=False)
-    module = masked_model(config, settings.masked_patches)
-    module.init_weights(torch.Generator().manual_seed(job.seed))
-    return module
+    if settings.objective == "masked_patches":
+        if job.start is not None:
+            raise ValueError(f"objective masked_patches starts from scratch, found start {job.start!r}")
+        config = network_of(settings.model, settings.image_size, 1, representation=False)
+        return masked_model(config, settings.masked_patches)
+    return build(network_of(settings.model, settings.image_size, view.num_classes), initialise=False)
+
+
+def _weights_of(job: TrainJob, module: ImageModel | MaskedPatchModel, attempt: Attempt) -> Fill:
+    if job.start is None:
+        return lambda gather: module.init_weights(torch.Generator().manual_seed(job.seed), gather)
+    state, found, _ = load_weights(attempt.run / job.start)
+    old = config_from_dict(found)
+    keep = job.keep_head and old.num_classes == module.config.num_classes
+    adapted = adapt(state, old, module.config, new_head=not keep)
+    check_keys(shapes(module), {name: tuple(tensor.shape) for name, tensor in adapted.items()})
+
+    def copy(gather: Gather) -> None:
+        for name, parameter in module.named_parameters():
+            with torch.no_grad(), gather(parameter):
+                parameter.copy_(adapted[name])
+
+    return copy
 
 
 def _tidy(attempt: Attempt, remote: RemoteCheckpoints | None) -> None:

@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, StopRequested
 from pipeline.events import read_events
 from pipeline.train.attempt import Attempt
 from pipeline.train.average import PolyakAverage
+from pipeline.train.best import BestSoFar
 from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.engine import create_engine
 from pipeline.train.exporting import export_weights
@@ -53,10 +54,10 @@ def run_training(job: TrainJob, attempt: Attempt) -> Result:
     if settings.engine.self_test:
         self_test(settings.optimizer, settings.engine, world, plan.shape.accumulation)
 
-    module = build_model(job, view, attempt)
+    module, fill = build_model(job, view, attempt, plan.shape)
     objective = make_objective(settings, module, job.seed)
     model_config, whole_shapes = objective.kept_config(module.config).to_dict(), shapes(module)
-    engine = create_engine(module, settings.optimizer, settings.engine, plan.shape, world)
+    engine = create_engine(module, settings.optimizer, settings.engine, plan.shape, world, fill)
     average = None if settings.average is None else PolyakAverage(engine.fragments(), settings.average)
     log = attempt.job.rank_log(attempt.generation, world.rank)
     with (
@@ -81,25 +82,29 @@ def run_training(job: TrainJob, attempt: Attempt) -> Result:
             module.config,
         )
         check_probes(parts)
-        last, spent = _train(parts, checkpoint)
+        last, spent, best = _train(parts, checkpoint)
         if average is not None:
             average.become_masters()
             engine.loaded(engine.updates)
-        metrics = _metrics(plan, module, last, spent) | validate(parts, plan.steps)
-        metrics |= _spent_on(attempt)
+        scores = validate(parts, plan.steps)
+        best.judge(plan.steps, scores)
+        metrics = _metrics(plan, module, last, spent) | scores | _spent_on(attempt)
         beat("export", plan.steps)
-        export_weights(job, attempt, view, module, model_config, objective)
+        export_weights(job, attempt, view, module, model_config, objective, best.best)
     attempt.report({"event": "done", "step": plan.steps})
     outputs = {
         "weights": attempt.relative(attempt.job.weights),
         "steps": plan.steps,
         "train_fingerprint": view.fingerprint,
     }
-    return metrics, outputs
+    return metrics, outputs | ({} if best.best is None else {"best": best.record()})
 
 
-def _train(parts: Parts, checkpoint: Checkpoint | None) -> tuple[dict[str, float], dict[str, float]]:
-    """The loop, from the checkpoint on; figures of the last report, and what all attempts together cost."""
+def _train(
+    parts: Parts, checkpoint: Checkpoint | None
+) -> tuple[dict[str, float], dict[str, float], BestSoFar]:
+    """The loop, from the checkpoint on: figures of the last report, what all attempts together cost, and the
+    best validation on the way."""
     step = checkpoint.step if checkpoint else 0
     run = make_training(parts, checkpoint, lambda done: validate(parts, done))
     try:
@@ -122,7 +127,7 @@ def _train(parts: Parts, checkpoint: Checkpoint | None) -> tuple[dict[str, float
             run.sample_log.close()
     end = run.record(parts.plan.steps)
     spent = {"cost/seconds": end["seconds"], "cost/device_hours": end["device_seconds"] / 3600}
-    return run.last, spent
+    return run.last, spent, run.best
 
 
 def _stop_before_the_first(parts: Parts, step: int) -> None:
@@ -158,6 +163,7 @@ def _go_back(parts: Parts, run: Training, fault: Rewind) -> int:
     run.loader = make_loader(reopened, checkpoint.step, skips_of(run.left_out))
     # As an attempt that resumes here would know it: bad samples of the data left out count no more.
     run.loader.take_over(_quarantine(checkpoint))
+    run.best.go_back(checkpoint)
     return checkpoint.step
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import deepspeed
@@ -41,6 +42,7 @@ deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None
 
 # What parameters and activations are where DeepSpeed keeps a rounded working copy of float32 masters.
 WORKING_COPY = {"bf16_params": torch.bfloat16, "fp16": torch.float16}
+LINEAR = torch.nn.functional.linear
 
 
 class ZeroEngine(Engine):
@@ -56,9 +58,9 @@ class ZeroEngine(Engine):
         world: World,
     ) -> None:
         if settings.precision == "fp16":
-            _check_float16(world)
+            check_float16(world)
         self._dtype = WORKING_COPY.get(settings.precision, torch.float32)
-        rounds = settings.rounds_parameters
+        rounds = settings.rounds_parameters and not any(hasattr(p, "ds_id") for p in module.parameters())
         # DeepSpeed gives the parameters other memory; what they had stays as it is.
         weights = {canonical(name): p.detach() for name, p in module.named_parameters()} if rounds else {}
         self._engine = _initialise(module, optimizer, clip_norm, settings, shape)
@@ -115,6 +117,8 @@ class ZeroEngine(Engine):
 
     def close(self) -> None:
         self._engine.destroy()
+        # Stage 3 replaces it for the whole process, and bf16 rounds otherwise in its own.
+        torch.nn.functional.linear = LINEAR
 
 
 class ReplicatedEngine(Engine):
@@ -194,7 +198,18 @@ def _initialise(
     )[0]
 
 
-def _check_float16(world: World) -> None:
+def partitioned(
+    settings: EngineSettings, shape: BatchShape, clip_norm: float | None
+) -> AbstractContextManager[Any]:
+    """While inside, every module that is built is split over the ranks at once (stage 3)."""
+    check_version(deepspeed.__version__)
+    context: AbstractContextManager[Any] = deepspeed.zero.Init(
+        config_dict_or_path=configure(settings, shape, clip_norm)
+    )
+    return context
+
+
+def check_float16(world: World) -> None:
     """DeepSpeed raises a bare ValueError; on a processor it asks oneDNN for float16 instructions."""
     if not deepspeed.accelerator.get_accelerator().is_fp16_supported():
         raise EnvironmentUnfit(

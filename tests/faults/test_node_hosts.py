@@ -47,7 +47,7 @@ def test_a_worker_that_is_told_to_go_drains_its_node(hosts: Callable[..., Hosts]
         )
         for host in range(3)
     ]
-    wait_for(lambda: trains(run, step=10), nodes[0], timeout_s=600)
+    wait_for(lambda: trains(run, step=10), nodes[0])
     victim = next(host for host in (1, 2) if cluster.titled(host, "RayTrainWorker"))
     nodes[victim].send_signal(signal.SIGTERM)
     codes = [node.wait(600) for node in nodes]

@@ -207,7 +207,7 @@ class Hosts:
             *(f"--num-cpus={self.cpus}", "--object-store-memory=100000000", *role),
             log=log,
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while host == 0 and "Ray runtime started" not in log.read_text():
             assert time.monotonic() < deadline, log.read_text()
             assert self.ray[0].poll() is None, log.read_text()

@@ -45,7 +45,7 @@ def worlds(run: Path) -> dict[int, int]:
     return {e["attempt"]: e["world"] for e in events if e["event"] == "start"}
 
 
-def wait_for(condition: Callable[[], Any], process: Any, timeout_s: float = 240) -> Any:
+def wait_for(condition: Callable[[], Any], process: Any, timeout_s: float = 900) -> Any:
     """The condition's first true value; `process` must be running meanwhile."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end and process.poll() is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -195,3 +197,42 @@ def test_a_cursor_that_lags_finds_its_runs_again(made: SyntheticRun) -> None:
     assert len(runs) == 1 + len(made.digests)
     history = client_of(made).get_metric_history(runs["pretrain"].info.run_id, "train/loss")
     assert [point.step for point in history] == list(range(10, 301, 10))
+
+
+RACER = """
+import sys, time
+from pathlib import Path
+from pipeline.tracking import MlflowStore
+home, name = Path(sys.argv[1]), sys.argv[2]
+store = MlflowStore(f"sqlite:///{home / 'mlflow.db'}", "vitline")
+(home / f"ready-{name}").touch()
+while not (home / "go").exists():
+    time.sleep(0.005)
+store.open()
+print(store.experiment)
+"""
+
+
+@pytest.mark.slow
+def test_a_fresh_store_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
+    """MLflow makes the tables when it first connects, and two who do that at once spoil each other's work."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, str(tmp_path), str(number)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    try:
+        while len(list(tmp_path.glob("ready-*"))) < len(started):
+            assert all(process.poll() is None for process in started)
+            time.sleep(0.05)
+        (tmp_path / "go").touch()
+        answers = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * len(started), answers
+    assert len({out for out, _ in answers}) == 1

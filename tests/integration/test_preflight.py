@@ -62,16 +62,16 @@ def test_an_unfit_cluster_is_found_before_anything_is_trained(tmp_path: Path) ->
         "--until",
         "pretrain",
     ]
-    # More than any machine has: what the preflight must not let pass.
-    large = ["pretrain.model.name=vit_g14", "pretrain.model.options={depth: 4096}", "pretrain.image_size=28"]
+    # Before the datasets are prepared, which would find it too.
+    away = "datasets.glyphs={source: webdataset, train: /nowhere/{0..1}.tar, test: /nowhere/2.tar}"
     unfit, off, fit = run(
         tmp_path,
-        [*settings[:-2], *large, "transfer.protocol.image_size=28", *settings[-2:]],
+        [*settings[:-2], away, *settings[-2:]],
         [*settings, "--preflight", "off", "--until", "prepare"],
         settings,
     )
     assert unfit[0] == 7, unfit[1]
-    assert "memory" in unfit[1]
+    assert "/nowhere/0.tar" in unfit[1]
     assert "Traceback" not in unfit[1]
     assert "running" not in unfit[1]
     assert off[0] == 0, off[1]

@@ -11,21 +11,22 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from model.interface import ImageModel
+from model.interface import Gather, ImageModel
 from model.losses import loss_sum
-from model.zoo import create_model
+from model.zoo import build, model_config
 from pipeline.config import EngineSettings, OptimizerSettings
 from pipeline.errors import TrainingError
 from pipeline.train import zero
 from pipeline.train.average import PolyakAverage
 from pipeline.train.checkpoint import find_checkpoint
-from pipeline.train.engine import create_engine
+from pipeline.train.engine import create_engine, in_parts
 from pipeline.train.fragments import MASTER, Fragment, shapes
 from pipeline.train.health import self_test
 from pipeline.train.interface import BatchShape, Engine
@@ -43,13 +44,22 @@ OPTIMIZERS = {
 }
 
 
-def network() -> ImageModel:
+def network(initialise: bool = True) -> ImageModel:
     sizes = {"width": 32, "depth": 2, "heads": 2, "mlp": 64}
-    generator = torch.Generator().manual_seed(3)
     # timm's scheme starts the head away from zero, so that every gradient counts from the first step.
-    return create_model(
-        "vit_ti8", num_classes=CLASSES, image_size=SIZE, generator=generator, scheme="timm", **sizes
-    )
+    config = model_config("vit_ti8", num_classes=CLASSES, image_size=SIZE, scheme="timm", **sizes)
+    return build(config, torch.Generator().manual_seed(3), initialise=initialise)
+
+
+def network_in_parts(
+    settings: EngineSettings, shape: BatchShape
+) -> tuple[ImageModel, Callable[[Gather], None]]:
+    """The same, which no rank ever holds whole."""
+    with in_parts(settings, shape, None) as split:
+        module = network(initialise=False)
+    assert split, "nothing was split"
+    assert all(parameter.numel() == 0 for parameter in module.parameters()), "a parameter is whole"
+    return module, lambda gather: module.init_weights(torch.Generator().manual_seed(3), gather)
 
 
 def batch_of(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -95,10 +105,10 @@ def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
     shape = BatchShape(BATCH, BATCH // world.size // accumulation, accumulation)
     settings = EngineSettings(**case.get("engine", {}))
     optimizer = OPTIMIZERS[case.get("optimizer", "adam")]
-    module = network()
-    module_start = module.head.weight.detach().flatten().tolist()
+    module_start = network().head.weight.detach().flatten().tolist()
+    module, fill = network_in_parts(settings, shape) if case.get("in parts") else (network(), None)
     whole = shapes(module)
-    engine = create_engine(module, optimizer, settings, shape, world)
+    engine = create_engine(module, optimizer, settings, shape, world, fill)
     average = PolyakAverage(engine.fragments(), case["average"]) if "average" in case else None
     seen: dict[str, Any] = {}
     first = 0

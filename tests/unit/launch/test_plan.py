@@ -87,6 +87,13 @@ def test_checkpoints_that_stay_for_good_are_counted(every: int, keep: int, rare:
     assert found.disk.total >= found.disk.checkpoints
 
 
+def test_the_best_checkpoint_and_its_weights_are_counted() -> None:
+    own = plan("pretrain.validation.every=10 steps")
+    best = plan("pretrain.validation.every=10 steps", "pretrain.checkpoint.keep_best=loss")
+    assert best.disk.checkpoints == own.disk.checkpoints + own.disk.checkpoint
+    assert best.disk.weights == 2 * own.disk.weights
+
+
 def test_copies_elsewhere_are_counted_apart(tmp_path: Path) -> None:
     own, copied = plan(), plan(f"pretrain.checkpoint.remote={tmp_path}")
     assert (own.disk.remote, copied.disk.remote) == (0, 3 * own.disk.checkpoint)

@@ -101,6 +101,8 @@ def test_vtab_has_its_nineteen_tasks_in_three_groups() -> None:
     }
     assert isinstance(protocol, FinetuneProtocol)
     assert (protocol.train_samples, protocol.held_out) == (1000, 0.2)
+    assert protocol.learning_rates == (0.01,), "the paper's one setting for all tasks"
+    assert protocol.duration == "2_500 steps"
 
 
 OWN = "transfer.protocol.per_dataset={digits: {duration: 7 steps, warmup: 2 steps, learning_rates: [0.5]}, \

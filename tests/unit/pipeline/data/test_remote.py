@@ -6,10 +6,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -172,29 +173,42 @@ def test_ranks_of_a_node_download_each_chunk_once(server: Server, tmp_path: Path
         with _loader(tmp_path, "far", rank=rank, world=3) as loader:
             together.append(list(loader))
     sent = sum(server.bytes_sent.values())
-    assert sent <= sum(path.stat().st_size for path in (tmp_path / "web").glob("train-*"))
+    assert sent == _chunk_bytes(tmp_path, range(120))
     with _loader(tmp_path, "far") as loader:
         for step, batch in enumerate(loader):
             assert torch.equal(batch.images, torch.cat([batches[step].images for batches in together]))
     assert sum(server.bytes_sent.values()) == sent
 
 
-def test_more_nodes_read_hardly_more(server: Server, tmp_path: Path) -> None:
-    """Each rank on a node of its own, with its own cache: together they read an epoch about once."""
+@pytest.mark.parametrize("nodes", [1, 2, 3, 6])
+def test_a_node_reads_the_chunks_of_its_share_and_each_once(
+    server: Server, tmp_path: Path, nodes: int
+) -> None:
+    """Bytes that left the server in one epoch, node by node, each of one rank with its own cache: exactly the
+    chunks of the lanes that it has. So nodes add no more than the chunks that lie across two lanes."""
     _remote_dataset(tmp_path, tmp_path / "web", server.url)
     manifest = json.loads((tmp_path / "far/manifest.json").read_text())
-    server.bytes_sent.clear()
-    for rank in range(3):
+    epoch, total = _chunk_bytes(tmp_path, range(120)), 0
+    for rank in range(nodes):
         manifest["cache"]["directory"] = str(tmp_path / f"node{rank}")
         (tmp_path / "far/manifest.json").write_text(json.dumps(manifest))
-        with _loader(tmp_path, "far", rank=rank, world=3, steps=5) as loader:
-            list(loader)
-    chunk = max(path.stat().st_size for path in (tmp_path / "node0").glob("??/*.chunk"))
-    size = sum(path.stat().st_size for path in (tmp_path / "web").glob("train-*"))
-    # Lanes share a chunk at their cuts, and a window's cut splits one: 6 lanes of 20 in windows of 9.
-    assert sum(server.bytes_sent.values()) <= size + 6 * 3 * chunk
-    alone = sum(path.stat().st_size for path in (tmp_path / "node0").glob("??/*.chunk"))
-    assert alone < 0.75 * size
+        server.bytes_sent.clear()
+        with _loader(tmp_path, "far", rank=rank, world=nodes, steps=5) as loader:
+            ids = [int(i) for batch in loader for i in batch.ids]
+        assert len(ids) == 120 // nodes
+        assert sum(server.bytes_sent.values()) == _chunk_bytes(tmp_path, ids)
+        total += sum(server.bytes_sent.values())
+    largest = max(_chunk_bytes(tmp_path, [sample]) for sample in range(120))
+    assert epoch <= total <= epoch + (nodes - 1) * largest
+
+
+def _chunk_bytes(root: Path, ids: Iterable[int]) -> int:
+    """Bytes of all chunks that hold one of these samples."""
+    view = open_view(DataView(path="far", split="train"), root)
+    shards, rows = view.locate(np.array(list(ids)))
+    chunks = {(shard, row // view.chunk) for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)}
+    found = [view.store.rows.chunk(*chunk) for chunk in chunks]
+    return sum(chunk.end - chunk.start for chunk in found)
 
 
 def test_a_chunk_that_was_changed_ends_by_name(

@@ -26,9 +26,16 @@ def of(label: str, share: float, exaflops: float, **changes: object) -> Cell:
 
 
 def test_the_front_is_what_nobody_beats() -> None:
-    #        cheap and bad, dear and good, dominated, equal to the second
-    costs, values = [1.0, 9.0, 9.5, 9.0], [0.5, 0.8, 0.7, 0.8]
-    assert pareto(costs, values) == [True, True, False, True]
+    found = {
+        (1.0, 0.5): True,  # cheap and bad
+        (9.0, 0.8): True,  # dear and good
+        (9.5, 0.7): False,  # dearer and worse
+        (9.5, 0.8): False,  # dearer and no better
+        (9.0, 0.6): False,  # as dear and worse
+    }
+    costs, values = zip(*found, strict=True)
+    assert pareto(costs, values) == list(found.values())
+    assert pareto([9.0, 9.0], [0.8, 0.8]) == [True, True], "equals do not push each other off"
     assert pareto([3.0], [0.1]) == [True]
 
 

@@ -24,8 +24,8 @@ from pipeline.data.decode import decode
 from pipeline.errors import DataError, UserError
 from pipeline.report.insight import Insight, draw, half_on, spread
 from pipeline.report.insight_plots import filters
-from pipeline.train.trained import load_trained, read_images
 from pipeline.train.loop import normalise
+from pipeline.train.trained import load_trained, read_images
 
 SMALL = {"width": 48, "depth": 2, "heads": 3, "mlp": 96}
 PHOTOS = sorted((Path(__file__).resolve().parents[3] / "data/photos/test").rglob("*.jpg"))[::14]

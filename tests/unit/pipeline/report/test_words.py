@@ -35,7 +35,7 @@ from tests.helpers.cells import two_sides
         (words.duration(5), "5.0 s"),
         (words.duration(125), "2 min 05 s"),
         (words.duration(7260), "2 h 01 min"),
-        (words.clean_end("photos/test/airplanes/image_0021.jpg", 16), "…image_0021.jpg"[-16:]),
+        (words.clean_end("photos/test/airplanes/image_0021.jpg", 16), "…/image_0021.jpg"),
         (words.clean_end("short.jpg", 16), "short.jpg"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Secrets of a scheduler's environment: rounds, gate, registry, ledger and what is printed hold none of them."""
+"""Secrets of a scheduler's environment: what rounds write, register and print holds none of them."""
 
 from __future__ import annotations
 

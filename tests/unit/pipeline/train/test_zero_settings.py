@@ -40,11 +40,45 @@ def test_additions_are_merged_in() -> None:
         ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage to 0, our own settings make it 1"),
         ({"gradient_clipping": 0.5}, "gradient_clipping to 0.5"),
         ({"bf16": {"enabled": True}}, "bf16.enabled to True"),
+        ({"bf16": {"check_grad_overflow": False}}, "bf16.check_grad_overflow to False"),
+        ({"fp16": {"fp16_master_weights_and_grads": True}}, "fp16.fp16_master_weights_and_grads to True"),
     ],
 )
 def test_a_conflict_is_refused_by_name(theirs: dict[str, object], place: str) -> None:
     with pytest.raises(ConfigError, match=place):
         configure(EngineSettings(deepspeed=theirs), SHAPE, 1.0)
+
+
+def test_each_precision_has_one_section_and_float32_sums() -> None:
+    for precision in ("float32", "bf16", "bf16_params", "fp16"):
+        made = configure(EngineSettings.model_validate({"precision": precision}), SHAPE, 1.0)
+        assert made["torch_autocast"]["enabled"] == (precision == "bf16")
+        assert made["bf16"]["enabled"] == (precision == "bf16_params")
+        assert made["fp16"]["enabled"] == (precision == "fp16")
+        assert made["data_types"]["grad_accum_dtype"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stage": 0, "precision": "bf16_params"}, "precision bf16_params at stage 0.*set stage to 1"),
+        ({"stage": 0, "precision": "fp16"}, "precision fp16 at stage 0"),
+        ({"kind": "plain", "precision": "bf16_params"}, "bf16_params is DeepSpeed's; set kind: zero"),
+        ({"kind": "plain", "precision": "fp16"}, "fp16 is DeepSpeed's; set kind: zero"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EngineSettings.model_validate(settings)
+
+
+def test_stage_0_clips_by_itself_and_offloads_nothing() -> None:
+    assert configure(EngineSettings(stage=0), SHAPE, 0.5)["gradient_clipping"] == 0.0
+    offloading = EngineSettings(
+        stage=0, deepspeed={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    )
+    with pytest.raises(ConfigError, match="offload_optimizer at stage 0"):
+        configure(offloading, SHAPE, 0.5)
 
 
 @pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
