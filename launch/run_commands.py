@@ -84,15 +84,16 @@ def run(
 def status(
     run_path: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, as runs/demo")],
     watch: Annotated[bool, typer.Option("--watch", help="draw it anew while the run has a driver")] = False,
+    price: Annotated[float | None, typer.Option(help="of one device for an hour", min=0)] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the jobs of a run with state, time and result.
+    """Show the jobs of a run with state, time and result, what all of it took, and where MLflow has it.
 
     Example: vitline status runs/demo --watch
     """
     from launch.status import print_status
 
-    print_status(run_path, as_json=as_json, watch=watch)
+    print_status(run_path, as_json=as_json, watch=watch, price=price)
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from launch.status_sums import lines, mirrored, sums
 from pipeline.errors import UserError
 from pipeline.events import Event, read_events
 from pipeline.lease import live_holder
@@ -31,7 +33,7 @@ _FIGURES = {
 }
 
 
-def print_status(path: Path, *, as_json: bool, watch: bool = False) -> None:
+def print_status(path: Path, *, as_json: bool, watch: bool = False, price: float | None = None) -> None:
     """Print the newest state of every job, in the order in which the driver planned them.
 
     With `watch` the table is drawn anew every two seconds, for as long as the run has a driver.
@@ -44,26 +46,45 @@ def print_status(path: Path, *, as_json: bool, watch: bool = False) -> None:
         raise UserError(f"{path} holds no events.jsonl", "the directory of a run", "name it, as in runs/demo")
     holder = live_holder(run.lease)
     if as_json:
-        rows = _rows(run, alive=holder is not None)
-        print(json.dumps({"schema": 1, "run": path.name, "driver": holder, "jobs": rows}, indent=1))
+        print(json.dumps(_as_json(run, holder, price), indent=1))
         return
     console = Console()
     if not watch:
-        console.print(_table(run, holder))
+        console.print(_picture(run, holder, price))
         return
-    with Live(_table(run, holder), console=console, auto_refresh=False) as live:
+    with Live(_picture(run, holder, price), console=console, auto_refresh=False) as live:
         while holder is not None:
             time.sleep(2)
             holder = live_holder(run.lease)
-            live.update(_table(run, holder), refresh=True)
+            live.update(_picture(run, holder, price), refresh=True)
 
 
-def _table(run: RunDir, holder: dict[str, Any] | None) -> Table:
+def _as_json(run: RunDir, holder: dict[str, Any] | None, price: float | None) -> dict[str, Any]:
+    rows, mlflow = _rows(run, alive=holder is not None), mirrored(run)
+    runs = {} if mlflow is None else mlflow.pop("jobs")
+    jobs = [{**row, "mlflow_run_id": runs.get(row["digest"])} for row in rows]
+    return {
+        "schema": 1,
+        "run": run.path.name,
+        "driver": holder,
+        "mlflow": mlflow,
+        "sums": sums(rows, price),
+        "jobs": jobs,
+    }
+
+
+def _picture(run: RunDir, holder: dict[str, Any] | None, price: float | None) -> Group:
+    rows = _rows(run, alive=holder is not None)
+    below = [Text(line, overflow="fold") for line in lines(sums(rows, price), mirrored(run))]
+    return Group(_table(run, holder, rows), *below)
+
+
+def _table(run: RunDir, holder: dict[str, Any] | None, rows: list[dict[str, Any]]) -> Table:
     driver = f"driven by process {holder['pid']} on {holder['host']}" if holder else "no driver"
     title = f"{run.path.name}: {driver}"
     table = Table("job", "state", "seconds", "result", title=title, title_justify="left", box=box.SIMPLE)
     table.columns[0].no_wrap = True
-    for row in _rows(run, alive=holder is not None):
+    for row in rows:
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
         table.add_row(row["name"], row["state"], seconds, _figure(row))
         for recovery in recoveries(run.job(row["digest"])) if row["stage"] == _GANG_STAGE else []:

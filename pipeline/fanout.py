@@ -15,12 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    NodeDiedError,
-    OutOfMemoryError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import StopRequested, VitlineError
 from pipeline.graph import Outcome, Planned
@@ -121,6 +116,7 @@ def _outcome(task: Any, digest: str) -> Outcome:
         if isinstance(cause, VitlineError):
             return Outcome(digest=digest, error=str(cause), fault=cause, retry=cause.retry)
         return Outcome(digest=digest, error=_plain(str(error)), retry=False)
-    except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
-        return Outcome(digest=digest, error=str(error), retry=True)
+    except RayError as error:
+        # Not the task's own: its process or node is gone, or memory was short.
+        return Outcome(digest=digest, error=_plain(str(error)), retry=True)
     return Outcome(digest=digest)

@@ -63,10 +63,7 @@ def make_set(name: str, photos: Path, root: Path, samples: int) -> ImageSet:
         return found
     shutil.rmtree(found.root, ignore_errors=True)
     for split, count in (("train", samples), ("test", 256)):  # the test split has to have every class
-        for number, (folder, data) in enumerate(_images(name, photos, count)):
-            path = found.root / "images" / split / folder / f"{number:06d}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        write_images(name, photos, found.root / "images" / split, count)
     write = WriteSettings(shorter_side=256, quality=90) if name == "packed" else WriteSettings()
     source = FolderSource(source="folder", path=str(found.root / "images"), write=write)
     prepare(source, found.root / "ours")
@@ -74,6 +71,14 @@ def make_set(name: str, photos: Path, root: Path, samples: int) -> ImageSet:
     shutil.rmtree(found.root / "images")
     (found.root / "complete").touch()
     return found
+
+
+def write_images(name: str, photos: Path, directory: Path, count: int) -> None:
+    """`count` images of a set as files, in directories named by class."""
+    for number, (folder, data) in enumerate(_images(name, photos, count)):
+        path = directory / folder / f"{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 def _images(name: str, photos: Path, count: int) -> Iterator[tuple[str, bytes]]:

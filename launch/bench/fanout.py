@@ -5,7 +5,8 @@
 
 - `overhead`: jobs that only write their result; seconds for all, and the driver's memory;
 - `packing`: jobs of very different length, started longest first and, to compare, in the order of the plan;
-  the makespan against the least that any order could reach;
+  the makespan against the least that any order could reach. Ray's worker processes are there already, as
+  after the datasets of a run; `cold` says what it is when they must be started first, once a run;
 - `skipping`: a run with so many finished jobs, planned anew: seconds until it is known that nothing is due.
 
 With `--simulate` none of these: launch/bench/simulate.py says what instead.
@@ -18,6 +19,7 @@ import argparse
 import csv
 import json
 import multiprocessing
+import os
 import random
 import resource
 import tempfile
@@ -36,6 +38,7 @@ from launch.bench.simulated import World
 from pipeline.driver import plan_run
 from pipeline.graph import Selection, select
 from pipeline.rundir import RunDir
+from pipeline.stages import prepare
 from pipeline.stages.catalog import STAGES
 
 
@@ -63,14 +66,19 @@ def overhead(count: int, cpus: float) -> Row:
     return _row("overhead", count, slots / cpus, seconds, 0.0)
 
 
-def packing(count: int, cpus: float, seed: int, known: bool) -> Row:
+def packing(count: int, cpus: float, seed: int, known: bool, warm: bool) -> Row:
     """Durations over two orders of magnitude, as a grid over small and large datasets has them."""
     draw = random.Random(seed)
     durations = [0.2 * 10 ** (2 * draw.random()) for _ in range(count)]
     with tempfile.TemporaryDirectory(prefix="vitline-bench-") as place:
-        seconds, slots = drive(jobs_of(durations, cpus, known=known), Path(place))
+        # As many at once as there are slots, so that each gets a process of its own.
+        datasets = jobs_of(
+            [1.0] * round((os.cpu_count() or 1) / cpus) if warm else [], cpus, stage=prepare.STAGE
+        )
+        seconds, slots = drive(jobs_of(durations, cpus, known=known), Path(place), datasets)
     ideal = max(max(durations), sum(durations) / (slots // cpus))
-    return _row(f"packing, {'longest' if known else 'plan'} first", count, slots // cpus, seconds, ideal)
+    what = f"packing, {'longest' if known else 'plan'} first{'' if warm else ', cold'}"
+    return _row(what, count, slots // cpus, seconds, ideal)
 
 
 def skipping(count: int) -> Row:
@@ -129,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows.append(_alone(overhead, given.jobs, given.cpus_per_job))
     if given.mixed:
         # Jobs that sleep need no processor of their own: eight slots on two.
-        rows += [_alone(packing, given.mixed, 0.25, given.seed, known) for known in (True, False)]
+        for known, warm in ((True, True), (False, True), (True, False)):
+            rows.append(_alone(packing, given.mixed, 0.25, given.seed, known, warm))
     _print(rows, given.csv)
 
 

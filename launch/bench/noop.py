@@ -24,12 +24,12 @@ class Silent:
     def tick(self) -> None: ...
 
 
-def jobs_of(durations: Sequence[float], cpus: float, *, known: bool = True) -> list[Job]:
+def jobs_of(durations: Sequence[float], cpus: float, *, known: bool = True, stage: str = STAGE) -> list[Job]:
     """One job a duration (seconds); `known` false hides the lengths from the scheduler."""
     return [
         Job(
-            name=f"{STAGE}/{index}",
-            stage=STAGE,
+            name=f"{stage}/{index}",
+            stage=stage,
             version=1,
             slice={"seconds": seconds},
             identity={"seconds": seconds, "index": index},
@@ -113,18 +113,20 @@ def pause(run_dir: str, digest: str) -> None:
     write_json(run.job(digest).result, {"digest": digest, "outputs": {}, "metrics": {}})
 
 
-def drive(jobs: Sequence[Job], root: Path) -> tuple[float, float]:
+def drive(jobs: Sequence[Job], root: Path, before: Sequence[Job] = ()) -> tuple[float, float]:
     """Seconds from the first job's start to the last one's end, and slots of one CPU that Ray had.
 
-    The start of Ray itself is not in it: a run has it once.
+    The start of Ray itself is not in it: a run has it once. `before`: datasets, whose jobs are not counted;
+    they leave behind the processes that they ran in.
     """
     config = bench_config(root)
     run = RunDir(root / config.name)
-    planned = plan_jobs(jobs, run)
+    planned = plan_jobs([*before, *jobs], run)
     executor = BenchExecutor(config, run)
     with Lease(run.lease) as lease:
         Driver(config, run, lease, Silent(), threading.Event(), lambda: None, executor).drive(planned)
-    events = [event for event in read_events(run.events)[0] if event["event"] == "job"]
+    counted = {job.name for job in jobs}
+    events = [event for event in read_events(run.events)[0] if event.get("name") in counted]
     done = [event["time"] for event in events if event["state"] == "done"]
     if len(done) != len(jobs):
         raise RuntimeError(f"{len(done)} of {len(jobs)} jobs are done")

@@ -55,7 +55,7 @@ def settings_of(model: str, engine: dict[str, Any], batch: int, steps: int, give
         duration=f"{steps} steps",
         batch=batch,
         engine=EngineSettings.model_validate(
-            {"self_test": False, "precision": precision, "compile": given.gpu, **engine}
+            {"self_test": False, "precision": precision, "compile": given.gpu and not given.eager, **engine}
         ),
         threads=given.threads,
         log_every=f"{given.block} steps",
@@ -79,9 +79,9 @@ def speed(
     directory = run / "jobs" / f"{model}-{name_of(engine)}-{peer}-{ranks}"
     out = directory / "measured.json"
     case = {"job": job.model_dump(mode="json"), "run": str(run), "peer": peer, "block": given.block}
-    case |= {"blocks": given.blocks, "device": device_of(given), "out": str(out)}
+    case |= {"blocks": given.blocks, "device": given.device, "out": str(out)}
     write_json(directory / "case.json", case)
-    on_ranks(ranks, "launch.bench.train_rank", [str(directory / "case.json")], device_of(given))
+    on_ranks(ranks, "launch.bench.train_rank", [str(directory / "case.json")], given.device)
     found = read_json(out)
     assert found is not None, f"the ranks ended without {out}"
     return speed_row(found, model, f"{name_of(engine)} against {peer}", ranks, batch * given.block)
@@ -118,7 +118,7 @@ def memory(
     """One row: the peak of rank 0 after a few steps, over what the plan says."""
     settings = settings_of(model, {"stage": stage}, batch, _MEMORY_STEPS, given)
     name = f"memory-{model}-{stage}"
-    events = run_job(run, name, DataView(path="data", split="train"), settings, ranks, device_of(given))
+    events = run_job(run, name, DataView(path="data", split="train"), settings, ranks, given.device)
     peak = max(float(event["memory_mib"]) for event in events if event["event"] == "progress")
     classes = open_data(DataView(path="data", split="train"), run).num_classes
     planned = planned_mib(settings, classes, ranks, given.gpu)
@@ -146,10 +146,6 @@ def planned_mib(settings: TrainSettings, classes: int, ranks: int, gpu: bool) ->
 
 def name_of(engine: dict[str, Any]) -> str:
     return "plain" if engine.get("kind") == "plain" else f"zero-{engine.get('stage', 1)}"
-
-
-def device_of(given: argparse.Namespace) -> str:
-    return "cuda" if given.gpu else "cpu"
 
 
 def measure(given: argparse.Namespace, run: Path) -> list[dict[str, str]]:
@@ -194,8 +190,9 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--gpu", action="store_true", help="one GPU, bf16, compiled blocks, against timm")
     parser.add_argument(
-        "--engine", choices=("zero", "plain"), default="zero", help="plain: no DeepSpeed here"
+        "--eager", action="store_true", help="with --gpu: neither ours nor timm's is compiled"
     )
+    parser.add_argument("--engine", choices=("zero", "plain"), default="zero", help="plain: no DeepSpeed")
     parser.add_argument("--models", nargs="+", help="default: vit_ti16; with --gpu B/16, L/16 and H/14")
     parser.add_argument("--batches", nargs="+", type=int, help="of each model, over all ranks")
     parser.add_argument("--image-size", type=int, help="default: 96; with --gpu 224")
@@ -208,8 +205,8 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--memory-stages", nargs="*", type=int, choices=(1, 2, 3), help="default: all; --gpu: 1"
     )
-    parser.add_argument("--memory-model", default="vit_s16")
-    parser.add_argument("--memory-batch", type=int, default=16, help="over all ranks")
+    parser.add_argument("--memory-model", help="default: vit_s16; with --gpu vit_b16")
+    parser.add_argument("--memory-batch", type=int, help="over all ranks; default: 16, with --gpu 64")
     parser.add_argument("--photos", type=Path, help="JPEGs in train/CLASS and test/CLASS; default: drawings")
     parser.add_argument("--work", type=Path, help="where shards lie; default: the temporary directory")
     parser.add_argument("--csv", type=Path)
@@ -221,6 +218,9 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     given.threads = given.threads or (max(1, (os.cpu_count() or 1) - 2) if given.gpu else 1)
     if given.memory_stages is None:
         given.memory_stages = [1] if given.gpu else [1, 2, 3]
+    given.memory_model = given.memory_model or ("vit_b16" if given.gpu else "vit_s16")
+    given.memory_batch = given.memory_batch or (64 if given.gpu else 16)
+    given.device = "cuda" if given.gpu else "cpu"
     if given.gpu:
         given.ranks = 1
     if given.engine == "plain":
@@ -232,6 +232,8 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def check(given: argparse.Namespace) -> None:
     if given.gpu and not torch.cuda.is_available():
         raise UserError("--gpu, and no GPU that PyTorch can use", "a CUDA device", "leave --gpu out here")
+    if given.eager and not given.gpu:
+        raise UserError("--eager without --gpu", "--gpu, which compiles", "leave --eager out")
     if len(given.models) != len(given.batches):
         raise UserError(
             f"{len(given.models)} models and {len(given.batches)} batches",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from pipeline.report.figures import COLOURS, Drawing, new_figure, render, series_colour, series_marker, style
 from pipeline.report.plots import WIDE, log_axis
@@ -191,6 +191,9 @@ def _size_panel(axes: Any, rows: Sequence[Row], models: Sequence[str]) -> None:
             elinewidth=1.1,
         )
     log_axis(axes, images)
+    if max(images) > 20 * min(images):
+        # A narrow panel has no room for 2 and 5 between the decades.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value, "")))
 
 

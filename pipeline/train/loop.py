@@ -15,6 +15,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
@@ -37,6 +38,7 @@ from pipeline.train.rewinding import LeftOut, Rewind
 from pipeline.train.samplelog import SampleLog
 from pipeline.train.saving import Saver
 from pipeline.train.spikes import SpikeDetector
+from pipeline.train.stragglers import Stragglers
 from pipeline.train.updates import before_update, update_ratio
 from pipeline.train.world import World
 
@@ -64,6 +66,7 @@ class Training:
     profiler: Profiler
     validate: Callable[[int], object]  # scores the network after a step; raises StopRequested
     best: BestSoFar
+    stragglers: Stragglers
     top_speed: float | None  # images/s of one device at its peak; None: not known
     left_out: tuple[LeftOut, ...] = ()  # rewinds of the job until now
     skipped: int = 0  # updates left out in this attempt because something was not finite
@@ -101,7 +104,8 @@ def train(run: Training, step: int) -> None:
         run.beat("data", step)
         asked_s = time.perf_counter()
         batch = next(run.loader)
-        meters.waited(time.perf_counter() - asked_s)
+        meters.waited(waited_s := time.perf_counter() - asked_s)
+        run.stragglers.waited(waited_s)
 
         run.beat("compute", step)
         seed_chance(plan.seed, step, run.world.rank)
@@ -194,7 +198,8 @@ def forward_and_backward(run: Training, batch: Batch) -> torch.Tensor:
     shares = []
     for i, pixels in enumerate(images):
         part = Part(batch.step, sample_weights[i], ids[i])
-        total = run.objective.loss_sum(run.engine, normalise(pixels), labels[i], part)
+        with run.stragglers.forward() if i == 0 else nullcontext():
+            total = run.objective.loss_sum(run.engine, normalise(pixels), labels[i], part)
         share = total / weights
         run.engine.backward(share, last=i == len(images) - 1)
         shares.append(share.detach())
@@ -229,6 +234,8 @@ def report_progress(
     figures = {"loss": loss, "grad_norm": norm, "lr": rate, "update_ratio": update, **meters.report(step)}
     figures |= run.objective.figures(run.world) | run.profiler.figures()
     run.last = {name: value for name, value in figures.items() if math.isfinite(value)}
+    if (slow := run.stragglers.compare()) is not None:
+        run.report({"event": "warning", "message": f"step {step}: {slow}"})
     run.report(
         {
             "event": "progress",

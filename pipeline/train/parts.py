@@ -29,6 +29,7 @@ from pipeline.train.remote import RemoteCheckpoints
 from pipeline.train.rewinding import read_left_out, skips_of
 from pipeline.train.samplelog import SampleLog
 from pipeline.train.saving import Saver
+from pipeline.train.stragglers import Stragglers
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ def make_training(
         profiler=_profiler(parts),
         validate=lambda done: run.best.judge(done, validate(done)),
         best=BestSoFar(settings.checkpoint.keep_best, checkpoint),
+        stragglers=Stragglers(world),
         top_speed=top_images_per_s(parts.config, world.device, settings.engine.arithmetic),
         last=dict(checkpoint.record["figures"]) if checkpoint else {},
     )

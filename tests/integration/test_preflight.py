@@ -63,19 +63,12 @@ def test_an_unfit_cluster_is_found_before_anything_is_trained(tmp_path: Path) ->
         "pretrain",
     ]
     # Before the datasets are prepared, which would find it too.
-    away = "datasets.glyphs={source: webdataset, train: /nowhere/{0..1}.tar, test: /nowhere/2.tar}"
-    unfit, off, fit = run(
-        tmp_path,
-        [*settings[:-2], away, *settings[-2:]],
-        [*settings, "--preflight", "off", "--until", "prepare"],
-        settings,
-    )
+    away = "datasets.away={source: webdataset, train: /nowhere/0.tar, test: /nowhere/1.tar}"
+    unfit, fit = run(tmp_path, [*settings[:-2], away, "pretrain.dataset=away", *settings[-2:]], settings)
     assert unfit[0] == 7, unfit[1]
     assert "/nowhere/0.tar" in unfit[1]
     assert "Traceback" not in unfit[1]
     assert "running" not in unfit[1]
-    assert off[0] == 0, off[1]
-    assert "preflight" not in off[1]
     assert fit[0] == 0, fit[1]
     assert "preflight: 2 nodes are fit" in fit[1]
     report = json.loads((tmp_path / "runs" / "small" / "launch" / "doctor.json").read_text())

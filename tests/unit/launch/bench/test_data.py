@@ -11,6 +11,7 @@ import pytest
 from launch.bench import data_peers
 from launch.bench.data import main, table
 from launch.bench.data_sets import ImageSet, make_set
+from launch.bench.data_whole import measure_memory, measure_writing
 
 PHOTOS = Path(__file__).resolve().parents[3] / "data" / "photos"
 
@@ -38,6 +39,14 @@ def test_a_set_that_is_there_is_not_made_again(small: ImageSet) -> None:
     assert len(set(labels.tolist())) == 8
 
 
+def test_memory_and_writing_are_measured(small: ImageSet, tmp_path: Path) -> None:
+    memory = measure_memory(small, epochs=3)
+    assert 0 < memory.settled < 10_000
+    assert abs(memory.slope) < 100
+    assert len(measure_writing(PHOTOS, tmp_path, 1)) == 1
+    assert not (tmp_path / "written").exists()
+
+
 def test_ratios_are_taken_round_by_round(small: ImageSet) -> None:
     rows = table(small, {"ours": [1.0, 2.0, 4.0], "peer": [3.0, 2.0, 8.0]})
     assert [row["ours/it"] for row in rows] == ["1.00", "2.00"]
@@ -49,6 +58,7 @@ def test_the_command_writes_its_figures(
 ) -> None:
     monkeypatch.setattr("launch.bench.data.contenders", lambda: {"ours": data_peers.ours})
     monkeypatch.setattr("launch.bench.data.SLICE", 1)
+    monkeypatch.setattr("launch.bench.data.report_whole", lambda *given: None)
     figures = tmp_path / "figures.csv"
     work = str(small.root.parent)
     main(["--photos", str(PHOTOS), "--sets", "small", "--rounds", "1", "--work", work, "--csv", str(figures)])

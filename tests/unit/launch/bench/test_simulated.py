@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from launch.bench.fanout import main
 from launch.bench.simulate import simulate
 from launch.bench.simulated import SimulatedCluster, World, drawn_failures
 from pipeline.errors import EnvironmentUnfit
@@ -167,3 +169,15 @@ def test_failures_come_as_often_as_they_should() -> None:
     assert times == sorted(times)
     assert times[-1] / 3600 == pytest.approx(1000, rel=0.05)
     assert list(drawn_failures(World(), 0.0, 1)) == []
+
+
+def test_the_command_writes_a_line_for_each_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = tmp_path / "figures.csv"
+    options = ["--nodes", "8", "--transfers", "97", "--checkpoint-minutes", "3", "--csv", str(figures)]
+    main(["--simulate", *options, "--failures-per-hour", "0", "0.5"])
+    rows = list(csv.DictReader(figures.open()))
+    assert [(row["jobs"], row["failures_per_hour"], row["checkpoint_s"]) for row in rows] == [
+        ("99", "0.0", "180.0"),
+        ("99", "0.5", "180.0"),
+    ]
+    assert f"makespan_h {rows[1]['makespan_h']}" in capsys.readouterr().out

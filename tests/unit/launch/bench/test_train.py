@@ -4,6 +4,7 @@ the command itself at a tiny size."""
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from launch.bench import train as train_bench
 from launch.bench import train_rank
 from launch.bench.ranks import write_drawings, write_photos
 from launch.bench.train import main, options, planned_mib, settings_of, speed_row
@@ -63,6 +65,8 @@ def test_options_that_do_not_go_together_are_refused() -> None:
         options(["--models", "vit_ti16", "vit_s16"])
     with pytest.raises(UserError, match="1 models and 2 batches"):
         options(["--batches", "1", "2"])
+    with pytest.raises(UserError, match="--eager without --gpu"):
+        options(["--eager"])
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no GPU that PyTorch can use"):
             options(["--gpu"])
@@ -104,6 +108,18 @@ def test_a_rank_trains_beside_a_peer(tmp_path: Path, peer: str) -> None:
     assert min(found["ours_s"] + found["peer_s"]) > 0
     assert min(found["ours_processor_s"] + found["peer_processor_s"]) > 0
     assert found["top_images_per_s"] is None, "a processor has no peak in the table"
+
+
+@pytest.mark.slow
+def test_what_a_gpu_measures_runs_on_a_processor_too(tmp_path: Path) -> None:
+    sizes = ["--models", "vit_ti32", "--batches", "4", "--image-size", "32", "--block", "1", "--blocks", "1"]
+    memory = ["--memory-model", "vit_ti32", "--memory-batch", "4", "--memory-stages", "1", "--ranks", "1"]
+    given = options([*sizes, *memory, "--photos", str(PHOTOS)])
+    given.gpu = given.eager = True  # all but the device and the compiler
+    rows = train_bench.measure(given, tmp_path)
+    assert [row["what"] for row in rows] == ["speed, zero-1 against timm", "memory, zero-1"]
+    case = json.loads((tmp_path / "jobs" / "vit_ti32-zero-1-timm-1" / "case.json").read_text())
+    assert case["job"]["settings"]["engine"]["precision"] == "bf16"
 
 
 @pytest.mark.slow

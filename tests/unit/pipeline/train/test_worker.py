@@ -153,6 +153,20 @@ def test_a_loss_that_is_not_finite_ends_the_training_by_name(
     assert "Traceback" in job.rank_log(1, 0).read_text()
 
 
+def test_a_loss_that_jumps_is_told(run_dir: Path, add_job: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = add_job(duration="30 steps", health=HealthSettings(spike=8))
+    calls = iter(range(100))
+
+    def jumping(*args: Any, **options: Any) -> torch.Tensor:
+        return loss_sum(*args, **options) * (100.0 if next(calls) == 25 else 1.0)
+
+    monkeypatch.setattr("pipeline.train.objective.loss_sum", jumping)
+    run(run_dir, "aaaa", device="cpu")
+    said = [e["message"] for e in read_events(job.events)[0] if e["event"] == "warning"]
+    [jump] = [text for text in said if text.startswith("step 26: ")]
+    assert "deviations above its recent mean" in jump
+
+
 def test_gradients_that_are_not_finite_are_left_out_and_then_end_the_training(
     run_dir: Path, add_job: Add
 ) -> None:

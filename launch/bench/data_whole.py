@@ -1,0 +1,84 @@
+"""What `vitline bench data` measures of whole epochs, and of writing: memory, and processes together."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+
+from launch.bench.data_peers import our_loader
+from launch.bench.data_sets import ImageSet, write_images
+from pipeline.config import FolderSource, WriteSettings
+from pipeline.data.write import prepare
+
+EPOCHS = 20
+_SETTLED = 4  # epochs after which every buffer has its size
+_WRITTEN = 256  # images, in 16 shards
+_PROCESSES = (1, 2)
+
+
+class Memory(NamedTuple):
+    """Resident memory of this process while a loader goes through epochs, MiB."""
+
+    settled: float
+    last: float
+    slope: float  # MiB an epoch, least squares over the epochs after `settled`
+
+
+def measure_memory(found: ImageSet, epochs: int = EPOCHS) -> Memory:
+    """Read `epochs` epochs and look at the memory after each."""
+    view, process = found.view(), psutil.Process()
+    steps = view.samples // found.batch
+    resident = []
+    with our_loader(found, view, 0, steps * epochs) as loader:
+        for batch in loader:
+            if batch.step % steps == steps - 1:
+                resident.append(process.memory_info().rss / 2**20)
+    settled = min(_SETTLED, epochs - 2)
+    slope = np.polyfit(np.arange(epochs - settled), resident[settled:], 1)[0]
+    return Memory(resident[settled], resident[-1], float(slope))
+
+
+def measure_writing(photos: Path, root: Path, rounds: int) -> list[float]:
+    """Wall seconds of writing a dataset (decode, resize to 256 px, encode) with one process over those with
+    two, round by round. The processes have started before the clock does."""
+    images = root / "to-write"
+    for split in ("train", "test"):
+        write_images("large", photos, images / split, _WRITTEN)
+    write = WriteSettings(shorter_side=256, shard_samples=16)
+    source = FolderSource(source="folder", path=str(images), write=write)
+    pools = {count: ProcessPoolExecutor(count, get_context("spawn")) for count in _PROCESSES}
+    ratios = []
+    try:
+        for number in range(rounds + 1):
+            wall = {}
+            for count in _PROCESSES if number % 2 else _PROCESSES[::-1]:
+                began = time.perf_counter()
+                prepare(source, root / "written", run=pools[count].map)
+                wall[count] = time.perf_counter() - began
+                shutil.rmtree(root / "written")
+            ratios.append(wall[1] / wall[2])
+    finally:
+        for pool in pools.values():
+            pool.shutdown()
+    return ratios[1:]
+
+
+def report_whole(sets: Sequence[ImageSet], photos: Path, root: Path, rounds: int) -> None:
+    """Prints both."""
+    for found in sets:
+        memory = measure_memory(found)
+        print(
+            f"{found.name}: memory {memory.settled:.0f} MiB after {_SETTLED + 1} epochs, "
+            f"{memory.last:.0f} after {EPOCHS}; {memory.slope:+.3f} MiB an epoch"
+        )
+    writing = measure_writing(photos, root, rounds)
+    print(f"writing: two processes {statistics.median(writing):.2f} times one (best {max(writing):.2f})")
