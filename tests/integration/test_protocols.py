@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SMALL = Path(__file__).parent / "small.yaml"
 COMMON = ["image_size=32", "threads=1"]
 TUNED = ["batch=16", "micro_batch=16", "precision=float32", "duration=6 steps", "optimizer.warmup=1 steps"]
+PROBES = ("few_shot", "knn", "linear")
 GROUPS = "groups={natural: [digits], structured: [count]}"
 # Starts × datasets × seeds are evaluated; a protocol that chooses a rate has trainings for it.
 CASES: dict[str, tuple[list[str], list[int], dict[str, int]]] = {
@@ -39,9 +40,7 @@ CASES: dict[str, tuple[list[str], list[int], dict[str, int]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_protocol_from_end_to_end(
-    name: str, finished_run: Path, vitline: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_protocol_from_end_to_end(name: str, finished_run: Path, vitline: Callable[..., Any]) -> None:
     own, seeds, stages = CASES[name]
     command = [str(SMALL), f"root={finished_run.parent}", f"transfer.seeds={seeds}"]
     command += [f"transfer.protocol=../../configs/transfer/{name}.yaml"]
@@ -65,14 +64,14 @@ def test_a_protocol_from_end_to_end(
         for start in ("pretrained", "scratch")
     }
     for row in results["rows"]:
-        assert row["interval"]["low"] < row["top1"] < row["interval"]["high"]
-        assert (row["cost_by_stage"].get("finetune") is None) == (name in ("few_shot", "knn", "linear"))
+        assert row["interval"]["low"] <= row["top1"] <= row["interval"]["high"]
+        assert (row["cost_by_stage"].get("finetune") is None) == (name in PROBES)
     assert {mean["name"] for mean in results["means"]} == (
         {"natural (1)", "structured (1)", "mean of groups (2)"} if name == "vtab" else set()
     )
-    # Something was learned: any rule that looks at the images beats one of ten.
-    best = max(row["top1"] for row in results["rows"] if row["dataset"] == "digits")
-    assert best > 0.15
+    if name in PROBES:
+        # Any rule over features beats one of ten; six steps of training need not.
+        assert max(row["top1"] for row in results["rows"] if row["dataset"] == "digits") > 0.15
 
 
 def _named(name: str) -> str:

@@ -79,6 +79,29 @@ def test_checkpointing_keeps_block_inputs_and_one_block() -> None:
     assert inputs < predicted < inputs + whole / 10
 
 
+@pytest.mark.parametrize("precision", ["bf16_params", "fp16"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_rounded_parameters_take_half_and_nothing_else_changes(precision: str, stage: int) -> None:
+    config = model_config("vit_b16", num_classes=10)
+    count = count_parameters(config)
+    whole, rounded = (
+        memory_of(config, count, Load(64, 64, 4, EngineSettings.model_validate(engine), 2, gpu=True))
+        for engine in ({"stage": stage, "precision": "bf16"}, {"stage": stage, "precision": precision})
+    )
+    assert rounded.parameters == whole.parameters // 2
+    assert rounded.gradients == whole.gradients
+    assert rounded.masters == whole.masters
+    assert rounded.buffers < whole.buffers  # autocast keeps a second copy
+
+
+def test_stage_0_splits_nothing_and_its_masters_are_the_parameters() -> None:
+    config = model_config("vit_b16", num_classes=10)
+    count = count_parameters(config)
+    memory = memory_of(config, count, Load(64, 64, 4, EngineSettings(stage=0), 2, gpu=True))
+    states = (memory.parameters, memory.gradients, memory.masters, memory.moments)
+    assert states == (4 * count, 4 * count, 0, 8 * count)
+
+
 def test_states_follow_the_table_of_the_stages() -> None:
     config = model_config("vit_ti16", num_classes=10)
     count = count_parameters(config)
