@@ -21,7 +21,7 @@ from pipeline.data.write import prepare
 
 EPOCHS = 20
 _SETTLED = 4  # epochs after which every buffer has its size
-_WRITTEN = 256  # images, in 16 shards
+WRITTEN = 256  # images of each split
 _PROCESSES = (1, 2)
 
 
@@ -47,23 +47,23 @@ def measure_memory(found: ImageSet, epochs: int = EPOCHS) -> Memory:
     return Memory(resident[settled], resident[-1], float(slope))
 
 
-def measure_writing(photos: Path, root: Path, rounds: int) -> list[float]:
+def measure_writing(photos: Path, root: Path, rounds: int, count: int = WRITTEN) -> list[float]:
     """Wall seconds of writing a dataset (decode, resize to 256 px, encode) with one process over those with
     two, round by round. The processes have started before the clock does."""
     images = root / "to-write"
     for split in ("train", "test"):
-        write_images("large", photos, images / split, _WRITTEN)
+        write_images("large", photos, images / split, count)
     write = WriteSettings(shorter_side=256, shard_samples=16)
     source = FolderSource(source="folder", path=str(images), write=write)
-    pools = {count: ProcessPoolExecutor(count, get_context("spawn")) for count in _PROCESSES}
+    pools = {number: ProcessPoolExecutor(number, get_context("spawn")) for number in _PROCESSES}
     ratios = []
     try:
-        for number in range(rounds + 1):
+        for round_ in range(rounds + 1):  # the first starts the processes
             wall = {}
-            for count in _PROCESSES if number % 2 else _PROCESSES[::-1]:
+            for number in _PROCESSES if round_ % 2 else _PROCESSES[::-1]:
                 began = time.perf_counter()
-                prepare(source, root / "written", run=pools[count].map)
-                wall[count] = time.perf_counter() - began
+                prepare(source, root / "written", run=pools[number].map)
+                wall[number] = time.perf_counter() - began
                 shutil.rmtree(root / "written")
             ratios.append(wall[1] / wall[2])
     finally:

@@ -43,10 +43,15 @@ def on_ranks(ranks: int, module: str, arguments: Sequence[str], device: str) -> 
     )
     if ended.returncode:
         raise EnvironmentUnfit(
-            f"{module} ended with code {ended.returncode}: …{ended.stderr[-_TAIL:]}",
+            f"{module} ended with code {ended.returncode}: …{_own_words(ended.stderr)[-_TAIL:]}",
             f"{ranks} ranks that run to their end",
             "look at the last words above; fewer ranks or a smaller model need less memory",
         )
+
+
+def _own_words(stderr: str) -> str:
+    """What the ranks said, without what torchrun says of their end."""
+    return stderr.split("torch/distributed/elastic/", 1)[0].rsplit("\n", 1)[0]
 
 
 def write_drawings(run: Path, image_size: int, classes: int = 10, per_class: int = 100) -> DataView:

@@ -203,6 +203,8 @@ def partitioned(
 ) -> AbstractContextManager[Any]:
     """While inside, every module that is built is split over the ranks at once (stage 3)."""
     check_version(deepspeed.__version__)
+    # Without a self-test nothing has told DeepSpeed of the ranks yet, and Init would count one.
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
     context: AbstractContextManager[Any] = deepspeed.zero.Init(
         config_dict_or_path=configure(settings, shape, clip_norm)
     )

@@ -82,7 +82,7 @@ def parts(run_dir: Path) -> JobDir:
 
 def test_a_network_that_no_rank_holds_whole_trains_the_same(plain: JobDir, parts: JobDir) -> None:
     assert losses(parts) == pytest.approx(losses(plain), rel=1e-5)
-    # Of the average, which is written over weights that are gathered already.
+    # Of the average, which is written over the weights.
     assert scored(parts) == pytest.approx(scored(plain), rel=1e-5)
     expected, found = (load_weights(job.weights)[0] for job in (plain, parts))
     assert {name: x.shape for name, x in expected.items()} == {name: x.shape for name, x in found.items()}

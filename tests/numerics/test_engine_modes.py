@@ -212,6 +212,7 @@ def test_a_network_that_is_never_whole_trains_the_same(seen: Seen, name: str) ->
 
 
 def test_a_network_that_is_never_whole_loads_a_checkpoint(two: Seen) -> None:
+    """Small parameters are gathered once they are filled, and were not gathered again after loading."""
     check(two, "0 to parts", first=5)
 
 
@@ -230,7 +231,6 @@ def test_other_stages_go_on(two: Seen) -> None:
 
 @pytest.mark.parametrize("name", named("0 gone back", "3 gone back"))
 def test_going_back_within_an_attempt_leaves_nothing_stale(seen: Seen, name: str) -> None:
-    """What is gathered already is not gathered again at stage 3: small parameters kept their later values."""
     check(seen, name, first=5)
 
 

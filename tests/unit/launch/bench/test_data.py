@@ -39,11 +39,15 @@ def test_a_set_that_is_there_is_not_made_again(small: ImageSet) -> None:
     assert len(set(labels.tolist())) == 8
 
 
-def test_memory_and_writing_are_measured(small: ImageSet, tmp_path: Path) -> None:
+def test_memory_is_measured(small: ImageSet) -> None:
     memory = measure_memory(small, epochs=3)
     assert 0 < memory.settled < 10_000
     assert abs(memory.slope) < 100
-    assert len(measure_writing(PHOTOS, tmp_path, 1)) == 1
+
+
+@pytest.mark.slow
+def test_writing_is_measured(tmp_path: Path) -> None:
+    assert len(measure_writing(PHOTOS, tmp_path, 1, 20)) == 1
     assert not (tmp_path / "written").exists()
 
 
