@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.errors import EnvironmentUnfit
 from pipeline.retrain.state import State
@@ -38,12 +39,14 @@ def die_after(owner: type, name: str, count: int) -> None:
 def killed_tick(month: Month, moment: tuple[type, str, int]) -> None:
     pid = os.fork()
     if pid == 0:
+        torch.set_num_threads(1)  # the threads of a pool are not there after a fork, and it would wait for them
         die_after(*moment)
         month.tick()
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9, moment
 
 
+@pytest.mark.slow
 def test_a_tick_may_be_killed_after_every_step(tmp_path: Path) -> None:
     told = tmp_path / "told"
     hook = {"command": ["sh", "-c", f"echo >> {told}"], "on": ["promoted"]}

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from launch.retrain import pause
 from pipeline.config_io import load_config
@@ -63,6 +64,7 @@ def _killed_in_the_middle(month: Month) -> None:
     """A tick that dies while it holds the lease and the round is begun."""
     pid = os.fork()
     if pid == 0:
+        torch.set_num_threads(1)  # the threads of a pool are not there after a fork
         month.trainer.before_start = lambda: os._exit(9)
         month.tick()
         os._exit(1)
