@@ -39,7 +39,7 @@ def die_after(owner: type, name: str, count: int) -> None:
 def killed_tick(month: Month, moment: tuple[type, str, int]) -> None:
     pid = os.fork()
     if pid == 0:
-        torch.set_num_threads(1)  # the threads of a pool are not there after a fork, and it would wait for them
+        torch.set_num_threads(1)  # a pool has no threads after a fork, and would wait for them
         die_after(*moment)
         month.tick()
         os._exit(1)
