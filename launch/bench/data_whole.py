@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -72,13 +71,14 @@ def measure_writing(photos: Path, root: Path, rounds: int, count: int = WRITTEN)
     return ratios[1:]
 
 
-def report_whole(sets: Sequence[ImageSet], photos: Path, root: Path, rounds: int) -> None:
-    """Prints both."""
-    for found in sets:
-        memory = measure_memory(found)
-        print(
-            f"{found.name}: memory {memory.settled:.0f} MiB after {_SETTLED + 1} epochs, "
-            f"{memory.last:.0f} after {EPOCHS}; {memory.slope:+.3f} MiB an epoch"
-        )
+def report_memory(found: ImageSet) -> None:
+    memory = measure_memory(found)
+    print(
+        f"{found.name}: memory {memory.settled:.0f} MiB after {_SETTLED + 1} epochs, "
+        f"{memory.last:.0f} after {EPOCHS}; {memory.slope:+.3f} MiB an epoch"
+    )
+
+
+def report_writing(photos: Path, root: Path, rounds: int) -> None:
     writing = measure_writing(photos, root, rounds)
     print(f"writing: two processes {statistics.median(writing):.2f} times one (best {max(writing):.2f})")
