@@ -131,8 +131,6 @@ def _run(given: argparse.Namespace, work: Path) -> list[dict[str, str]]:
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     if missing():
         print(f"not installed, left out: {', '.join(missing())}")
-    for name in given.sets:  # before the peers fill this process
-        report_memory(make(name))
     for name in given.sets:
         found = make(name)
         rows += table(found, measure(found, make("packed") if name == "large" else None, given.rounds))
@@ -141,6 +139,7 @@ def _run(given: argparse.Namespace, work: Path) -> list[dict[str, str]]:
         _print_threads(name, measure_threads(make(name), given.rounds))
         resumed = statistics.median(measure_resume(make(name), given.rounds))
         print(f"{name}: the first batch at 90 % of an epoch takes {resumed:.2f} times that at its start")
+        report_memory(make(name))
     report_writing(given.photos, work, given.rounds)
     return rows
 

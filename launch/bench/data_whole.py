@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import psutil
+import torch
 
 from launch.bench.data_peers import our_loader
 from launch.bench.data_sets import ImageSet, write_images
@@ -72,7 +73,9 @@ def measure_writing(photos: Path, root: Path, rounds: int, count: int = WRITTEN)
 
 
 def report_memory(found: ImageSet) -> None:
-    memory = measure_memory(found)
+    """In a process of its own: what others have freed in this one would come and go in the figures."""
+    with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        memory = pool.submit(measure_memory, found).result()
     print(
         f"{found.name}: memory {memory.settled:.0f} MiB after {_SETTLED + 1} epochs, "
         f"{memory.last:.0f} after {EPOCHS}; {memory.slope:+.3f} MiB an epoch"

@@ -62,7 +62,8 @@ def test_the_command_writes_its_figures(
 ) -> None:
     monkeypatch.setattr("launch.bench.data.contenders", lambda: {"ours": data_peers.ours})
     monkeypatch.setattr("launch.bench.data.SLICE", 1)
-    monkeypatch.setattr("launch.bench.data.report_writing", lambda *given: None)
+    for name in ("report_memory", "report_writing"):  # start processes
+        monkeypatch.setattr(f"launch.bench.data.{name}", lambda *given: None)
     figures = tmp_path / "figures.csv"
     work = str(small.root.parent)
     main(["--photos", str(PHOTOS), "--sets", "small", "--rounds", "1", "--work", work, "--csv", str(figures)])

@@ -127,6 +127,7 @@ def test_a_shard_of_bad_things_keeps_what_is_good(write_tar: Callable[..., Path]
         "moving": ("webp", _encoded(picture, "WEBP", save_all=True, append_images=[picture]), None),
         "../../climbs/out": ("jpg", photo, None),
         "cut": ("jpg", photo[: len(photo) // 2], "truncated"),
+        "flipped": ("jpg", bytes([photo[0] ^ 255]) + photo[1:], "not an image"),
         "empty": ("jpg", b"", "empty"),
         "text": ("jpg", b"<html>not found</html>", "not an image"),
         "bomb": ("png", bomb, "too many pixels"),
