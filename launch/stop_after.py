@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import UserError
-
-_UNITS_S = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
-_SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+from pipeline.train.stopping import seconds_in
 
 
 def span_s(text: str) -> int:
@@ -20,11 +17,10 @@ def span_s(text: str) -> int:
     Raises:
         UserError: it is none of these, or no time at all.
     """
-    found = _SPAN.fullmatch(text.strip())
-    seconds = sum(
-        int(number or 0) * unit
-        for number, unit in zip(found.groups() if found else (), _UNITS_S.values(), strict=False)
-    )
+    try:
+        seconds = int(seconds_in(text.strip(), "dhms"))
+    except ValueError:
+        seconds = 0
     if not seconds:
         raise UserError(
             f"--stop-after {text!r}",

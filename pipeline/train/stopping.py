@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+_UNITS_S = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _POLL_S = 1.0  # between two looks at the file, which may lie on a slow file system
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -51,13 +52,16 @@ class StopSwitch:
         return self._on
 
 
-def seconds_in(text: str) -> float:
-    """Seconds in '3h50m', '90m' or '45s'. Raises ValueError for anything else."""
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+def seconds_in(text: str, units: str = "hms") -> float:
+    """Seconds in '3h50m', '90m' or '45s'; `units`: those that may stand in it, in this order.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    found = re.fullmatch("".join(rf"(?:(\d+){unit})?" for unit in units), text)
     if not found or not any(found.groups()):
         raise ValueError(f"{text!r} found, expected hours, minutes, seconds as in 3h50m, 90m or 45s")
-    hours, minutes, seconds = (int(group or 0) for group in found.groups())
-    return float(hours * 3600 + minutes * 60 + seconds)
+    return float(sum(int(n or 0) * _UNITS_S[unit] for unit, n in zip(units, found.groups(), strict=True)))
 
 
 @contextmanager
