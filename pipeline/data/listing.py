@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.data.remote import GaveUp, answer_of, filesystem, is_remote, keep_trying, scheme_of
+from pipeline.data.remote import GaveUp, ask_store, filesystem, is_remote, scheme_of
 from pipeline.errors import EnvironmentUnfit, UserError
 
 _T = TypeVar("_T")
@@ -105,7 +105,7 @@ def _keep_asking(place: str, ask: Callable[[], _T]) -> _T:
         EnvironmentUnfit: it gives none.
     """
     try:
-        return keep_trying(lambda: answer_of(ask), _TRIES, final=(FileNotFoundError, PermissionError))
+        return ask_store(ask, _TRIES)
     except GaveUp as last:
         raise EnvironmentUnfit(
             f"no answer about {place} (last: {last})",

@@ -138,6 +138,16 @@ def answer_of(ask: Callable[[], _T]) -> _T:
         raise cause from None
 
 
+def ask_store(ask: Callable[[], _T], tries: int) -> _T:
+    """What a store answers in some tries.
+
+    Raises:
+        FileNotFoundError, PermissionError: see `answer_of`.
+        GaveUp: it gives no answer.
+    """
+    return keep_trying(lambda: answer_of(ask), tries, final=(FileNotFoundError, PermissionError))
+
+
 class RemoteFile:
     """One file, read in ranges."""
 
@@ -183,9 +193,7 @@ class RemoteFile:
 
     def _again(self, what: str, get: Callable[[], Any]) -> Any:
         try:
-            return keep_trying(
-                lambda: answer_of(get), self._tries, final=(FileNotFoundError, PermissionError)
-            )
+            return ask_store(get, self._tries)
         except (FileNotFoundError, PermissionError) as error:
             raise DataError(
                 f"{self.url} cannot be read ({type(error).__name__}: {error})",

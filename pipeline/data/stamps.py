@@ -16,7 +16,7 @@ from itertools import groupby
 from os.path import commonprefix
 from typing import Any
 
-from pipeline.data.remote import GaveUp, answer_of, filesystem, keep_trying, scheme_of
+from pipeline.data.remote import GaveUp, ask_store, filesystem, scheme_of
 from pipeline.errors import ReadError
 
 Stamp = tuple[str, int | None, str]
@@ -84,7 +84,7 @@ def _stamp(url: str, info: dict[str, Any]) -> Stamp:
 
 def _answer(url: str, ask: partial[Any]) -> Any:
     try:
-        return keep_trying(lambda: answer_of(ask), TRIES, final=(FileNotFoundError, PermissionError))
+        return ask_store(ask, TRIES)
     except (PermissionError, GaveUp) as last:
         raise ReadError(
             f"no answer about {url} (last: {last})",
