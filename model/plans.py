@@ -3,7 +3,7 @@
 Arithmetic over configurations, without PyTorch: what counts a model's work need not build it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from model.config import BiTConfig, ViTConfig
 
@@ -17,20 +17,19 @@ def same_padding(length: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 def unit_plan(config: BiTConfig) -> Iterator[tuple[int, int, int]]:
-    """Channels before, channels after and stride of each residual unit."""
-    before = 64 * config.width_factor
-    for stage, units in enumerate(config.blocks):
-        after = 256 * config.width_factor * 2**stage
-        for unit in range(units):
-            yield before, after, 2 if stage > 0 and unit == 0 else 1
-            before = after
+    """Channels before, channels after and stride of each residual unit of a BiT ResNet."""
+    return _units(config.blocks, config.width_factor)
 
 
 def stem_plan(config: ViTConfig) -> Iterator[tuple[int, int, int]]:
-    """Channels before, channels after and stride of each residual unit."""
-    before = ROOT_CHANNELS
-    for stage, units in enumerate(config.stem or ()):
-        after = 256 * 2**stage
+    """The same of a hybrid's stem."""
+    return _units(config.stem or (), 1)
+
+
+def _units(blocks: Sequence[int], width_factor: int) -> Iterator[tuple[int, int, int]]:
+    before = ROOT_CHANNELS * width_factor
+    for stage, units in enumerate(blocks):
+        after = 256 * width_factor * 2**stage
         for unit in range(units):
             yield before, after, 2 if stage > 0 and unit == 0 else 1
             before = after
