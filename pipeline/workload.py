@@ -91,17 +91,18 @@ class Workload:
     # ---------------------------------------------------------------- starting
 
     def _start_what_fits(self, nodes: list[admission.Resources]) -> None:
-        room = admission.less(admission.total(nodes), self._used)
-        for item in self._waiting.startable(admission.less(room, self._kept_to_grow(nodes))):
+        whole = admission.total(nodes)
+        room = admission.less(whole, self._used)
+        for item in self._waiting.startable(admission.less(room, self._kept_to_grow(whole))):
             self._start(item)
 
-    def _kept_to_grow(self, nodes: list[admission.Resources]) -> admission.Resources:
+    def _kept_to_grow(self, whole: admission.Resources) -> admission.Resources:
         """What gangs with fewer ranks than the cluster could hold lack: else small jobs took every device
         that comes free, and a gang that lost one node would stay at its next smaller size to the end."""
         kept: admission.Resources = {"CPU": 0.0, "GPU": 0.0}
         for digest, item in self._running.items():
             if item.job.workers and item.job.workers < max(item.job.sizes):
-                missing = admission.size_for(self._whole[digest], admission.total(nodes)) - item.job.workers
+                missing = admission.size_for(self._whole[digest], whole) - item.job.workers
                 if missing > 0:
                     kept = admission.more(kept, admission.needs(admission.of_size(item, missing)))
         return kept

@@ -6,6 +6,7 @@ Test splits have none here: the only test images on the page are the hardest, af
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,11 +56,8 @@ def left_out_pictures(run: RunDir, datasets: Sequence[Prepared], pretrain: str) 
 
 def _sheet(run: RunDir, dataset: Prepared, most: int) -> Gallery:
     try:
-        view = _open(run, dataset)
-        try:
+        with closing(_open(run, dataset)) as view:
             tiles = _tiles(view, _some(view.samples, most))
-        finally:
-            view.close()
     except VitlineError as error:
         return Gallery(clean(dataset.name), (), f"No pictures: {clean(error.found, 200)}.")
     return Gallery(clean(dataset.name), tiles, f"{len(tiles)} of {count(view.samples)}, drawn at random.")
@@ -72,11 +70,8 @@ def _left_out(run: RunDir, dataset: Prepared, path: Path) -> Gallery | None:
         ids = read_exclusions(path, split)
         if not len(ids):
             return None
-        view = _open(run, dataset)
-        try:
+        with closing(_open(run, dataset)) as view:
             tiles = _tiles(view, np.unique(ids)[:_LEFT_OUT])
-        finally:
-            view.close()
     except VitlineError as error:
         return Gallery(title, (), f"No pictures: {clean(error.found, 200)}.")
     return Gallery(title, tiles, f"{len(tiles)} of {count(len(ids))}, the first by id.")

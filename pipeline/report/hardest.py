@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,11 +104,8 @@ def _gallery(run: RunDir, dataset: str, cells: Sequence[Cell], most: int) -> Gal
     share = f"{count(missed)} of {count(cells[0].n)} images ({percent(missed / cells[0].n)})"
     note = f"{share} were wrong in {models}."
     try:
-        view = _test_split(run, cells[0])
-        try:
+        with closing(_test_split(run, cells[0])) as view:
             pictures = dict(thumbnails(view, [hard.id for hard in found]))
-        finally:
-            view.close()
     except VitlineError as error:
         # Results do not need the images any more; the page says that they are gone.
         return Gallery(clean(dataset), (), f"{note} No pictures: {clean(error.found, 200)}.")
