@@ -18,6 +18,7 @@ from launch import launch_commands, plan_commands, retrain_commands, run_command
 from launch.compare_command import compare
 from launch.data_commands import data_app
 from launch.model_commands import model_app
+from launch.options import Config, Json, Overrides
 from launch.schedule_commands import schedule_app
 from pipeline.errors import VitlineError
 
@@ -29,10 +30,6 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(no_args_is_help=True, help="Measures side by side with peers.")
 config_app = typer.Typer(no_args_is_help=True, help="Shows settings and their schema.")
-
-ConfigPath = Annotated[Path, typer.Argument(help="configuration file, as configs/demo.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="settings, as pretrain.batch=256")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
 
 
 def main() -> None:
@@ -63,7 +60,7 @@ def _options(
 
 
 @config_app.command("show")
-def config_show(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
+def config_show(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """Print a configuration with every default filled in.
 
     Example: vitline config show configs/demo.yaml seed=1

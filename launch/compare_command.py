@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.options import Json
 from pipeline.errors import UserError, VitlineError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def compare(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="write a page too")] = None,
     markdown: Annotated[bool, typer.Option("--md", help="print Markdown")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON on stdout")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare the models of several runs: differences on the same images, intervals, cost.
 

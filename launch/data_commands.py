@@ -8,17 +8,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from launch.options import Config, Json, Overrides
+
 data_app = typer.Typer(no_args_is_help=True, help="Shows, checks and adopts datasets.")
 
-ConfigPath = Annotated[Path, typer.Argument(help="configuration file, as configs/demo.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="settings, as pretrain.batch=256")]
 Dataset = Annotated[Path, typer.Argument(help="directory with a manifest.json, as runs/demo/jobs/DIGEST")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
 
 
 @data_app.command("order")
 def order(
-    config: ConfigPath,
+    config: Config,
     step: Annotated[
         int, typer.Option(min=0, help="number of the batch, from 0; step t + 1 of the log consumes batch t")
     ],

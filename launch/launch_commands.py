@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from launch.options import Config, Json, Overrides
+
 
 class TargetName(StrEnum):
     """Where a run can be put."""
@@ -36,8 +38,6 @@ class Role(StrEnum):
     worker = "worker"
 
 
-Config = Annotated[Path, typer.Argument(help="configuration file, as configs/demo.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="settings, as pretrain.batch=256")]
 StopAfter = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="of the driver, as 3h50m: it saves and ends with 75 then"),
@@ -69,7 +69,7 @@ def launch(
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="do not wait for the run (local, ray)")] = False,
     stop_after: StopAfter = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON on stdout")] = False,
+    as_json: Json = False,
 ) -> None:
     """Put a run on this machine, a Ray cluster, Slurm or Kubernetes; the same command continues it.
 

@@ -17,11 +17,11 @@ from zipfile import BadZipFile
 import typer
 import yaml
 
+from launch.options import Json
 from pipeline.errors import UserError
 
 model_app = typer.Typer(no_args_is_help=True, help="Lists, shows, converts and looks into models.")
 
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
 ImageSize = Annotated[
     str | None, typer.Option(metavar="PIXELS", help="of a side, or height and width as 224x192")
 ]

@@ -9,9 +9,7 @@ from typing import Annotated
 
 import typer
 
-ConfigPath = Annotated[Path, typer.Argument(help="configuration file, as configs/demo.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="settings, as pretrain.batch=256")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
+from launch.options import Config, Json, Overrides
 
 # A file or a pipe has no width of its own; the tables need this much.
 _WIDTH = 140
@@ -24,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    config: ConfigPath,
+    config: Config,
     overrides: Overrides = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="machines; default: as configured")] = None,
     gpus_per_node: Annotated[

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from launch.options import Json
+
 Config = Annotated[
     Path, typer.Argument(help="configuration file with retrain:, as configs/retrain/demo.yaml")
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings, as retrain.gate.margin_pp=2")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
 
 
 def register(app: typer.Typer) -> None:

@@ -11,10 +11,9 @@ from typing import Annotated
 
 import typer
 
-from launch.launch_commands import Config, Overrides, Preflight
+from launch.launch_commands import Preflight
+from launch.options import Config, Json, Overrides
 from pipeline.errors import UserError
-
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
 
 
 def register(app: typer.Typer) -> None:
