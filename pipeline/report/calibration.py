@@ -6,22 +6,26 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.ticker import PercentFormatter
 
-from pipeline.report.figures import COLOURS, Drawing, new_figure, render, series_colour, series_marker, style
+from pipeline.report.figures import (
+    COLOURS,
+    WIDE,
+    Drawing,
+    new_panels,
+    render,
+    series_colour,
+    series_marker,
+    style,
+)
 from pipeline.report.reliability import Key, Reliability
 from pipeline.report.sheet import Sheet, grouped
 from pipeline.report.words import clean, count, percent
-
-_WIDTH = 11.1  # inches: all of the page
 
 
 def reliability_diagram(found: Mapping[Key, Reliability], labels: Sequence[str]) -> Drawing:
     """A panel for each dataset; the dotted line is a model whose confidence is its accuracy."""
     datasets = list(dict.fromkeys(dataset for dataset, _ in found))
-    columns = min(4, max(2, len(datasets)))
-    rows = -(-len(datasets) // columns)
     with style():
-        figure = new_figure(_WIDTH, 0.4 + 2.6 * rows)
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        figure, grid = new_panels(len(datasets), WIDE, 0.4, 2.6, most=4, shared=True)
         for axes, dataset in zip(grid, datasets, strict=False):
             axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linestyle=":", linewidth=1)
             for index, label in enumerate(labels):
@@ -41,8 +45,6 @@ def reliability_diagram(found: Mapping[Key, Reliability], labels: Sequence[str])
             axes.set_ylim(0, 1)
             axes.xaxis.set_major_formatter(PercentFormatter(1))
             axes.yaxis.set_major_formatter(PercentFormatter(1))
-        for axes in grid[len(datasets) :]:
-            axes.set_axis_off()
         grid[0].set_xlabel("confidence")
         grid[0].set_ylabel("accuracy")
         grid[0].legend(fontsize=8, loc="upper left")

@@ -14,12 +14,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from numpy.typing import NDArray
 
-from pipeline.report.figures import COLOURS, Drawing, new_figure, render, style
+from pipeline.report.figures import COLOURS, WIDE, Drawing, new_panels, render, style
 from pipeline.report.sheet import Line, Sheet, grouped
 from pipeline.report.words import clean, count, percent
 from pipeline.transfer.cells import Cell
 
-_WIDTH = 11.1  # inches: all of the page
 _NAMED = 24  # classes whose names fit beside a map
 MOST_CLASSES = 400  # a map of more is noise
 MOST_CONFUSIONS = 8  # of a dataset, in the table
@@ -66,18 +65,13 @@ def confusion_maps(found: Sequence[Confusions]) -> Drawing:
     """A panel for each dataset of at most MOST_CLASSES classes: rows are true, columns predicted."""
     shown = [one for one in found if len(one.classes) <= MOST_CLASSES]
     assert shown, "a caller asks for maps only where there is one to draw"
-    columns = min(3, max(2, len(shown)))
-    rows = -(-len(shown) // columns)
     between = Normalize(0, 1)
     # From nothing to ink: read on paper as well; the map of "none" is the page itself.
     colours = LinearSegmentedColormap.from_list("confusion", ["#ffffff", "#0072b2", "#06263c"])
     with style():
-        figure = new_figure(_WIDTH, 0.3 + 3.5 * rows)
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        figure, grid = new_panels(len(shown), WIDE, 0.3, 3.5)
         for axes, one in zip(grid, shown, strict=False):
             _map(axes, one, colours(between(one.shares), bytes=True))
-        for axes in grid[len(shown) :]:
-            axes.set_axis_off()
         grid[0].set_xlabel("predicted")
         grid[0].set_ylabel("true")
         bar = figure.colorbar(

@@ -16,7 +16,9 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+HALF, WIDE = 5.4, 11.1  # inches: half of the page, all of it
 # Role → colour of the PNG. The page's style sheet says what each role looks like in light and dark.
 # Series: Okabe and Ito's palette, told apart with any colour vision; shapes differ as well.
 COLOURS = {
@@ -96,6 +98,24 @@ def series_marker(index: int) -> str:
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, inches; not known to pyplot, so nothing is left behind."""
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def new_panels(
+    count: int, width: float, head: float, each: float, *, most: int = 3, shared: bool = False
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure with `count` panels, at most `most` side by side, and all its axes; those beyond are empty.
+
+    Args:
+        width: of the figure. head: height beside the panels. each: height of a row of panels. Inches.
+        shared: all panels have the same axes.
+    """
+    columns = min(most, max(2, count))
+    rows = -(-count // columns)
+    figure = new_figure(width, head + each * rows)
+    grid: NDArray[Any] = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared).ravel()
+    for axes in grid[count:]:
+        axes.set_axis_off()
+    return figure, grid
 
 
 def render(figure: Figure, name: str, title: str) -> Drawing:

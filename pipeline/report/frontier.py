@@ -15,8 +15,18 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from pipeline.report.figures import COLOURS, Drawing, new_figure, render, series_colour, series_marker, style
-from pipeline.report.plots import WIDE, log_axis
+from pipeline.report.figures import (
+    COLOURS,
+    WIDE,
+    Drawing,
+    new_figure,
+    new_panels,
+    render,
+    series_colour,
+    series_marker,
+    style,
+)
+from pipeline.report.plots import log_axis
 from pipeline.report.sheet import Line, Sheet, grouped
 from pipeline.report.words import bounds, clean, compute_of, count, exaflops, percent, quantity
 from pipeline.transfer.comparison import Comparison, Row
@@ -151,16 +161,11 @@ def size_plot(rows: Sequence[Row]) -> Drawing:
     """A panel for each dataset, a line for each model."""
     datasets = list(dict.fromkeys(row.dataset for row in rows))
     models = list(dict.fromkeys(row.pretraining.model for row in rows if row.pretraining))
-    columns = min(3, max(2, len(datasets)))
-    lines = -(-len(datasets) // columns)
     with style():
-        figure = new_figure(WIDE, 0.5 + 2.5 * lines)
-        grid = figure.subplots(lines, columns, squeeze=False).ravel()
+        figure, grid = new_panels(len(datasets), WIDE, 0.5, 2.5)
         for axes, dataset in zip(grid, datasets, strict=False):
             _size_panel(axes, [row for row in rows if row.dataset == dataset], models)
             axes.set_title(clean(dataset, 28))
-        for axes in grid[len(datasets) :]:
-            axes.set_axis_off()
         grid[0].set_ylabel("top-1, %")
         grid[0].set_xlabel("images of the pre-training (log)")
         for index, model in enumerate(models):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.report.figures import COLOURS, Drawing, new_figure, render, series_colour, style
+from pipeline.report.figures import COLOURS, HALF, WIDE, Drawing, new_figure, render, series_colour, style
 from pipeline.report.words import clean_end
 
 Array = NDArray[np.float64]
@@ -35,7 +35,6 @@ _COLUMNS = 6
 _FILTER, _FILTER_GAP, _FILTER_LABEL, _FILTER_COLUMNS = 112, 12, 26, 7
 _CELLS = 40_000  # of the positions' tiles, at most: 14 × 14 tiles of as many cells fit
 _JPEG_QUALITY = 85
-_HALF, _WIDE = 5.4, 11.1  # inches: half of the page, all of it
 
 
 def rollout(images_BCHW: Tensor, masks_BHW: Tensor, shares_BRS: Array, names: Sequence[str]) -> Drawing:
@@ -94,7 +93,7 @@ def positions(similarity: Array) -> Drawing:
     while len(range(0, rows, every)) * len(range(0, columns, every)) * rows * columns > _CELLS:
         every += 1
     with style():
-        figure = new_figure(_HALF, 0.5 + 4.1 * min(1.5, rows / columns))
+        figure = new_figure(HALF, 0.5 + 4.1 * min(1.5, rows / columns))
         axes = figure.subplots()
         sheet, (step_y, step_x) = _tiles(colours(between(similarity[::every, ::every]), bytes=True))
         axes.imshow(sheet, interpolation="none")
@@ -116,7 +115,7 @@ def distance(pixels: Array, even: float) -> Drawing:
     layers, heads = pixels.shape
     depth = np.arange(1, layers + 1)
     with style():
-        figure = new_figure(_WIDE, 3.0)
+        figure = new_figure(WIDE, 3.0)
         axes = figure.subplots()
         axes.axhline(even, color=COLOURS["muted"], linewidth=1.1, linestyle=":", label="even attention")
         axes.plot(

@@ -9,11 +9,21 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pipeline.report.curves import Curve
-from pipeline.report.figures import COLOURS, Drawing, new_figure, render, series_colour, series_marker, style
+from pipeline.report.figures import (
+    COLOURS,
+    HALF,
+    WIDE,
+    Drawing,
+    new_figure,
+    new_panels,
+    render,
+    series_colour,
+    series_marker,
+    style,
+)
 from pipeline.report.words import bounds, clean, compute_of, exaflops, quantity, signed
 from pipeline.transfer.results import Comparison, Row
 
-HALF, WIDE = 5.4, 11.1  # inches: half of the page, all of it
 _DECIDED = ("better", "worse")
 
 
@@ -171,11 +181,8 @@ def finetuning(curves: Mapping[str, Mapping[str, Sequence[Curve]]], labels: Sequ
     Args:
         curves: dataset → start → one curve a seed.
     """
-    columns = min(3, max(2, len(curves)))
-    rows = -(-len(curves) // columns)
     with style():
-        figure = new_figure(WIDE, 0.5 + 2.2 * rows)
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        figure, grid = new_panels(len(curves), WIDE, 0.5, 2.2)
         for axes, (dataset, by_start) in zip(grid, curves.items(), strict=False):
             for start, seeds in by_start.items():
                 index = labels.index(start)
@@ -196,8 +203,6 @@ def finetuning(curves: Mapping[str, Mapping[str, Sequence[Curve]]], labels: Sequ
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.margins(x=0.01)
             axes.set_ylim(bottom=0)
-        for axes in grid[len(curves) :]:
-            axes.set_axis_off()
         grid[0].set_ylabel("training loss")
         grid[0].set_xlabel("step")
         for index, label in enumerate(labels):

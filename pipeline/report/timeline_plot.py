@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.figures import COLOURS, Drawing, new_figure, render, series_colour, style
+from pipeline.report.figures import COLOURS, WIDE, Drawing, new_figure, render, series_colour, style
 from pipeline.report.sheet import Line, Sheet
 from pipeline.report.timeline import MOST_INCIDENTS, Span, Timeline
 from pipeline.report.words import clean, duration, percent
 from pipeline.train.goodput import CAUSES, Goodput
 
-_WIDTH = 11.1  # inches: all of the page
 _LONG_GAP = 0.08  # of the busy time: a longer gap is cut to this
 _LOSSES = (0, 1, 3, 4, 5)  # colours
 _UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
@@ -79,7 +78,7 @@ def timeline_plot(timeline: Timeline) -> Drawing:
     unit, name = next(((s, word) for s, word in _UNITS if axis.length >= 1.5 * s), _UNITS[-1])
     with_goodput = timeline.goodput is not None
     with style():
-        figure = new_figure(_WIDTH, 0.9 + 0.34 * len(stages) + 0.95 * with_goodput)
+        figure = new_figure(WIDE, 0.9 + 0.34 * len(stages) + 0.95 * with_goodput)
         ratios = [0.5 + 0.34 * len(stages), 0.5]
         both = figure.subplots(2, 1, height_ratios=ratios) if with_goodput else [figure.subplots()]
         axes = both[0]
