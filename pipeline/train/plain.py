@@ -43,17 +43,26 @@ class PlainEngine(Engine):
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self._norm = norm.item()
-        applied = math.isfinite(self._norm)
+        applied = self._may_update(math.isfinite(self._norm))
         if applied:
             if self._clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
             set_rate(self.optimizer, rate)
-            self.optimizer.step()
+            self._update()
             self.updates += 1
         else:
             self._norm = math.inf  # as DeepSpeed says it
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         return applied
+
+    def _may_update(self, finite: bool) -> bool:
+        return finite
+
+    def _update(self) -> None:
+        self.optimizer.step()
+
+    def _forget_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
 
     def grad_norm(self) -> float:
         return self._norm
@@ -66,4 +75,4 @@ class PlainEngine(Engine):
         self.updates = updates
 
     def close(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()

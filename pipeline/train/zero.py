@@ -29,7 +29,8 @@ from pipeline.train.fragments import (
     zero_fragments,
 )
 from pipeline.train.interface import BatchShape, Engine
-from pipeline.train.optim import canonical, create_state, set_rate
+from pipeline.train.optim import canonical, set_rate
+from pipeline.train.plain import PlainEngine
 from pipeline.train.world import World
 from pipeline.train.zero_settings import check_version, configure
 
@@ -121,7 +122,7 @@ class ZeroEngine(Engine):
         torch.nn.functional.linear = LINEAR
 
 
-class ReplicatedEngine(Engine):
+class ReplicatedEngine(PlainEngine):
     """Stage 0: DeepSpeed adds up gradients over ranks; norm, clipping and what is not finite are ours."""
 
     def __init__(
@@ -134,15 +135,8 @@ class ReplicatedEngine(Engine):
         world: World,
     ) -> None:
         self._engine = _initialise(module, optimizer, clip_norm, settings, shape)
-        self.module = module
-        self.optimizer = optimizer
-        self.updates = 0
-        self._clip_norm = clip_norm
         self._world = world
-        self._norm = math.nan
-        self._parameters = list(module.parameters())
-        for parameter in self._parameters:
-            create_state(optimizer, parameter)
+        super().__init__(module, optimizer, clip_norm, settings.precision)
 
     def forward(self, images: torch.Tensor, *more: object) -> torch.Tensor:
         output: torch.Tensor = self._engine(images, *more)
@@ -152,31 +146,21 @@ class ReplicatedEngine(Engine):
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self._world.size, scale_wrt_gas=False)
 
-    def step(self, rate: float, *, finite: bool = True) -> bool:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        self._norm = norm.item()
+    def _may_update(self, finite: bool) -> bool:
         # The sums are the same on all ranks; that they are is not left to the communication library.
-        applied = not self._world.any(not math.isfinite(self._norm))
-        if applied:
-            if self._clip_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
-            set_rate(self.optimizer, rate)
-            self._engine.step()
-            self.updates += 1
-        else:
-            self._norm = math.inf
-        self._engine.zero_grad()
-        return applied
+        return not self._world.any(not finite)
 
-    def grad_norm(self) -> float:
-        return self._norm
+    def _update(self) -> None:
+        self._engine.step()
+
+    def _forget_gradients(self) -> None:
+        self._engine.zero_grad()
 
     def fragments(self) -> list[Fragment]:
         return replicated_fragments(self.module, self.optimizer, self._world.rank, self._world.size)
 
     def loaded(self, updates: int, loss_scaler: Mapping[str, float] | None = None) -> None:
-        set_updates(self.optimizer, updates)
-        self.updates = updates
+        super().loaded(updates)
         share_replicas(self.module, self.optimizer, self._world.size)
 
     def close(self) -> None:
