@@ -51,7 +51,8 @@ def run_world(size: int, cases: list[dict[str, Any]], directory: Path) -> Seen:
         for process in processes:
             process.kill()
             process.wait()
-    assert codes == [0] * size, (directory / f"log-{size}-0.txt").read_text()[-3000:]
+    said = "".join((directory / f"log-{size}-{rank}.txt").read_text()[-3000:] for rank in range(size))
+    assert codes == [0] * size, f"ranks ended with {codes}: {said}"
     seen: Seen = json.loads(out.read_text())
     return seen
 
