@@ -1,11 +1,9 @@
 """Writes a weight file of ours with no more than one tensor in memory.
 
-safetensors' own `save_file` wants all tensors at once. The format (github.com/huggingface/safetensors) needs
-no more than their shapes in advance: 8 bytes little-endian length of the header, the header as JSON, then the
-raw tensors one after the other.
+safetensors' own `save_file` wants all tensors at once; the format needs no more than their shapes in advance
+(model/tensor_header.py).
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.tensor_header import header_bytes
 from model.weights.files import header_of, written_whole
 
 _NAMES = {
@@ -44,7 +43,8 @@ def stream_weights(
     # Larger elements first, so that each tensor starts at a multiple of its element's size.
     names = sorted(tensors, key=lambda name: -tensors[name].element_size())
     with written_whole(path) as beside, beside.open("wb", buffering=0) as file:
-        file.write(_header({name: tensors[name] for name in names}, header_of(config, extra)))
+        entries = ((name, _NAMES[t.dtype], t.shape, t.nbytes) for name in names for t in [tensors[name]])
+        file.write(header_bytes(entries, header_of(config, extra)))
         for name in names:
             _write(file.write, _content(name, tensors[name], load))
 
@@ -60,16 +60,3 @@ def _write(write: Callable[[memoryview], int], tensor: Tensor) -> None:
     start = 0
     while start < len(raw):
         start += write(raw[start : start + _STRIDE])
-
-
-def _header(tensors: Mapping[str, Tensor], text: Mapping[str, str]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": dict(text)}
-    offset = 0
-    for name, tensor in tensors.items():
-        end = offset + tensor.numel() * tensor.element_size()
-        kind = _NAMES[tensor.dtype]
-        entries[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(entries).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    return len(encoded).to_bytes(8, "little") + encoded

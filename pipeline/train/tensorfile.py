@@ -1,20 +1,20 @@
 """Writes a safetensors file in one pass, with its hash, without holding the interpreter lock.
 
-The format (github.com/huggingface/safetensors): 8 bytes little-endian length of the header, the header
-as JSON, then the raw tensors one after the other. The library's own `save_file` copies every tensor to
-a bytes object first and must be read back to be hashed; here each tensor goes from its memory to the
-file and into the hash. Any safetensors reader reads the result.
+safetensors' own `save_file` copies every tensor to a bytes object first and must be read back to be hashed;
+here each tensor goes from its memory to the file and into the hash. Any safetensors reader reads the
+result.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from model.tensor_header import header_bytes
 
 if TYPE_CHECKING:
     # Its tensors are only asked for their memory; the driver hashes files and has no PyTorch.
@@ -57,17 +57,10 @@ def hash_file(path: Path) -> Written:
 
 
 def _header(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    entries: dict[str, object] = {}
-    offset = 0
     for key, tensor in tensors.items():
         assert str(tensor.dtype) == "torch.float32", f"{key} is {tensor.dtype}, fragments are float32"
         assert tensor.is_contiguous(), f"{key} is not contiguous"
-        end = offset + 4 * tensor.numel()
-        entries[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
-    return len(text).to_bytes(8, "little") + text
+    return header_bytes((key, "F32", tensor.shape, tensor.nbytes) for key, tensor in tensors.items())
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:
