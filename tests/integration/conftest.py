@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.helpers.canary import SECRETS
+from tests.helpers.train_jobs import write_glyphs
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ROOT / "tests" / "integration" / "small.yaml"
@@ -42,6 +43,14 @@ class Command:
 
     def descendants(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a tiny prepared dataset, data/glyphs, for trainings without Ray."""
+    run = tmp_path_factory.mktemp("run")
+    write_glyphs(run / "data" / "glyphs")
+    return run
 
 
 @pytest.fixture(scope="session")

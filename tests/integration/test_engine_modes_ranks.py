@@ -21,17 +21,10 @@ from pipeline.config import (
 )
 from pipeline.events import read_events
 from pipeline.rundir import JobDir
-from tests.helpers.train_jobs import write_glyphs, write_train_job
+from tests.helpers.train_jobs import write_train_job
 from tests.integration.test_worker import Ranks
 
 STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("run")
-    write_glyphs(run / "data" / "glyphs")
-    return run
 
 
 def trained(

@@ -14,7 +14,6 @@ from pipeline.errors import EnvironmentUnfit
 from pipeline.events import read_events
 from pipeline.rundir import JobDir, write_json
 from pipeline.train.samplelog import read_sample_log
-from tests.helpers.train_jobs import write_glyphs
 from tests.integration.test_worker import Ranks, add_job, losses
 
 pytestmark = pytest.mark.slow
@@ -27,13 +26,6 @@ CASES = {
     (0, "before the marker"): 5,
     (0, "after the marker"): 10,
 }
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("run")
-    write_glyphs(run / "data" / "glyphs")
-    return run
 
 
 @pytest.fixture(scope="module")

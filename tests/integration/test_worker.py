@@ -31,19 +31,12 @@ from pipeline.events import read_events
 from pipeline.rundir import JobDir, write_json
 from pipeline.train.checkpoint import complete_checkpoints
 from pipeline.train.samplelog import read_sample_log
-from tests.helpers.train_jobs import write_glyphs, write_train_job
+from tests.helpers.train_jobs import write_train_job
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 150
 STEPS = 24
 WORKER = [sys.executable, "-m", "pipeline.train.worker"]
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("run")
-    write_glyphs(run / "data" / "glyphs")
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from pipeline.config.train import ValidationSettings
 from pipeline.events import Event, read_events
 from pipeline.rundir import JobDir, RunDir, write_json
 from pipeline.train.samplelog import read_sample_log
-from tests.helpers.train_jobs import write_glyphs, write_train_job
+from tests.helpers.train_jobs import write_train_job
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("worker_signalled.py")
@@ -85,13 +85,6 @@ def add_evaluation(run: Path, digest: str, weights: str) -> JobDir:
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"} | more
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("run")
-    write_glyphs(run / "data" / "glyphs")
-    return run
 
 
 @pytest.fixture(scope="module")
