@@ -1,7 +1,8 @@
 """Judgements over what nodes said: facts in, checks out; no cluster, no clock, no files.
 
-A check is data: its name, its level, and the three parts of every message of vitline. Nodes are named in
-what was found. Rates are judged against the gang's own median, so no table of hardware is needed.
+A check is data: its name, its level, the three parts of every message of vitline, and the nodes at fault,
+so that the next start can leave them out (launch/exclusion.py). Rates are judged against the gang's own
+median, so no table of hardware is needed.
 """
 
 from __future__ import annotations
@@ -23,22 +24,33 @@ _LITTLE_SHM, _SHM = 64 * 2**20, _GIB
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One row of the doctor's table."""
+    """One row of the doctor's table. `at`: the nodes at fault, none where it is not a matter of nodes."""
 
     name: str
     level: Level
     found: str
     expected: str
     do: str
+    at: tuple[str, ...] = ()
 
 
 def passed(name: str, found: str) -> Check:
     return Check(name, "pass", found, "", "")
 
 
-def verdict(name: str, level: Level, faults: Sequence[str], good: str, expected: str, do: str) -> Check:
+def verdict(
+    name: str,
+    level: Level,
+    faults: Sequence[str],
+    good: str,
+    expected: str,
+    do: str,
+    at: Iterable[str] = (),
+) -> Check:
     """`level` with all faults named, or a pass that says `good`."""
-    return Check(name, level, "; ".join(faults), expected, do) if faults else passed(name, good)
+    if not faults:
+        return passed(name, good)
+    return Check(name, level, "; ".join(faults), expected, do, tuple(dict.fromkeys(at)))
 
 
 # ---------------------------------------------------------------- room
@@ -47,11 +59,11 @@ def verdict(name: str, level: Level, faults: Sequence[str], good: str, expected:
 def limits(facts: Facts) -> list[Check]:
     """Open files and shared memory."""
     files = [f"{node}: {fact['nofile']}" for node, fact in facts.items() if fact["nofile"] < _NOFILE]
-    tight = [
-        f"{node}: {fact['shm_bytes'] / 2**20:.0f} MiB"
+    tight = {
+        node: f"{node}: {fact['shm_bytes'] / 2**20:.0f} MiB"
         for node, fact in facts.items()
         if fact["shm_bytes"] is not None and fact["shm_bytes"] < _SHM
-    ]
+    }
     none = any((fact["shm_bytes"] or _SHM) < _LITTLE_SHM for fact in facts.values())
     return [
         verdict(
@@ -65,10 +77,11 @@ def limits(facts: Facts) -> list[Check]:
         verdict(
             "/dev/shm",
             "fail" if none else "warn",
-            tight,
+            list(tight.values()),
             "1 GiB or more free",
             "1 GiB free for NCCL and Ray's object store",
             "docker run --shm-size 8g, or a memory-backed emptyDir at /dev/shm",
+            tight,
         ),
     ]
 
@@ -93,6 +106,7 @@ def memory_fits(facts: Facts, need: Mapping[str, int]) -> Check:
         f"at least {least / _GIB:.1f} GiB free",
         "room for the ranks of each node (vitline plan)",
         "end what else runs there, lower pretrain.micro_batch, or spread over more nodes",
+        short,
     )
 
 
@@ -108,6 +122,7 @@ def disk_fits(facts: Facts, checkpoint_bytes: int, all_bytes: int) -> Check:
         f"{min(free.values(), default=0) / _GIB:.1f} GiB free at the run's directory",
         f"{1.2 * all_bytes / _GIB:.1f} GiB for the run, {1.2 * checkpoint_bytes / _GIB:.1f} for a checkpoint",
         "free some, lower pretrain.checkpoint.keep, or set root to a larger disk",
+        short,
     )
 
 
@@ -122,9 +137,11 @@ def gpu_health(facts: Facts, wanted: bool) -> list[Check]:
         node: f"{len(fact['gpus'])} × {fact['gpus'][0]['name'] if fact['gpus'] else 'GPU'}"
         for node, fact in facts.items()
     }
+    none = [node for node, fact in facts.items() if wanted and not fact["gpus"]]
     faults = [f"{node} has {value}, most have {most}" for node, value, most in odd_ones(kinds)]
-    faults += [f"{node} has none" for node, fact in facts.items() if wanted and not fact["gpus"]]
-    held, broken = [], []
+    faults += [f"{node} has none" for node in none]
+    odd = [*(node for node, _, _ in odd_ones(kinds)), *none]
+    held, broken = [], {}
     for node, fact in facts.items():
         for number, gpu in enumerate(fact["gpus"]):
             place = f"{node} GPU {number}"
@@ -132,15 +149,27 @@ def gpu_health(facts: Facts, wanted: bool) -> list[Check]:
             if used > 0.05 * whole:
                 held.append(f"{place}: {used:.0f} of {whole:.0f} MiB in use")
             if _float(gpu["ecc.errors.uncorrected.volatile.total"]) > 0:
-                broken.append(f"{place}: uncorrected memory errors")
+                broken[place] = f"{place}: uncorrected memory errors"
             if gpu["clocks_throttle_reasons.hw_slowdown"] == "Active":
                 held.append(f"{place}: slowed down by its hardware")
     return [
         verdict(
-            "GPUs", "fail", faults, common(kinds), "the same GPUs on all nodes", "leave the odd nodes out"
+            "GPUs",
+            "fail",
+            faults,
+            common(kinds),
+            "the same GPUs on all nodes",
+            "leave the odd nodes out",
+            odd,
         ),
         verdict(
-            "GPU errors", "fail", broken, "none", "no uncorrected errors", "drain the node, reset the GPU"
+            "GPU errors",
+            "fail",
+            list(broken.values()),
+            "none",
+            "no uncorrected errors",
+            "drain the node, reset the GPU",
+            map(node_of, broken),
         ),
         verdict(
             "GPUs free",
@@ -172,6 +201,8 @@ def rates(facts: Facts) -> Check:
         f"median {middle:,.0f} GFLOP/s",
         f"at least {_SLUGGISH:.0%} of the median {middle:,.0f} GFLOP/s",
         "look for other processes, heat and power limits on these; leave them out if it stays",
+        # On a GPU that is only sluggish the run goes on.
+        [node_of(place) for place, share in slow.items() if share < _SLOW],
     )
 
 
@@ -179,14 +210,15 @@ def data_readable(facts: Facts) -> Check:
     """The manifest alike on all nodes, and the first and last shard readable from all."""
     manifests = {node: str(fact["data"]["manifest"]) for node, fact in facts.items()}
     faults = [f"{node}: manifest {value}, most {most}" for node, value, most in odd_ones(manifests)]
-    faults += [
-        f"{node}: manifest {value}" for node, value in manifests.items() if value.startswith("unreadable")
-    ]
+    blind = [node for node, value in manifests.items() if value.startswith("unreadable")]
+    faults += [f"{node}: manifest {manifests[node]}" for node in blind]
+    blind += [node for node, _, _ in odd_ones(manifests)]
     speeds = []
     for node, fact in facts.items():
         for name, read in fact["data"]["shards"].items():
             if isinstance(read, str):
                 faults.append(f"{node}: {name}: {read}")
+                blind.append(node)
             else:
                 speeds.append(read)
     slowest = (
@@ -199,6 +231,7 @@ def data_readable(facts: Facts) -> Check:
         slowest,
         "the same dataset, readable from all nodes",
         "mount the same file system on all nodes, or check the credentials of the store",
+        blind,
     )
 
 
@@ -209,6 +242,11 @@ def odd_ones(values: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
     """(node, its value, the most frequent value) of each node that differs from most."""
     most = Counter(values.values()).most_common(1)[0][0]
     return [(node, value, most) for node, value in values.items() if value != most]
+
+
+def node_of(place: str) -> str:
+    """The node of `NODE` or `NODE GPU N`."""
+    return place.split(" GPU ")[0]
 
 
 def common(values: Mapping[str, Any]) -> str:

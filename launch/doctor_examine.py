@@ -9,6 +9,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,10 @@ def examine_cluster(config: RunConfig | None, asked: Asked) -> Report:
         if facts:
             found += _single(config, nodes, facts)
             found += _joint(nodes, facts, directory, asked, deadline)
-    return Report(nodes.names, tuple(found), time.monotonic() - began)
+    hosts = {node: str(fact["host"]) for node, fact in facts.items()}
+    # From here on nodes at fault go by the names that a scheduler knows.
+    named = [replace(check, at=tuple(hosts.get(node, node) for node in check.at)) for check in found]
+    return Report(nodes.names, tuple(named), time.monotonic() - began)
 
 
 def _single(config: RunConfig | None, nodes: Nodes, facts: checks.Facts) -> list[Check]:

@@ -27,6 +27,7 @@ import torch
 import launch
 import model
 import pipeline
+from launch.targets.kubernetes_pods import NODE_VARIABLE
 from pipeline.config_io import digest_of, parse_config
 from pipeline.data.remote import is_remote
 from pipeline.errors import VitlineError
@@ -59,7 +60,7 @@ def examine(request: Mapping[str, Any]) -> dict[str, Any]:
             (names of shards to read from) and `manifest` (a file, or None).
     """
     return {
-        "host": socket.gethostname(),
+        "host": _host(),
         "time": time.time(),
         "versions": versions(),
         "config": _config_digest(request["config"]),
@@ -75,6 +76,12 @@ def examine(request: Mapping[str, Any]) -> dict[str, Any]:
         },
         "gflops": None if request["quick"] else rates(),
     }
+
+
+def _host() -> str:
+    """As the scheduler calls this machine; in a pod the host name is the pod's."""
+    named = (os.environ.get(name) for name in (NODE_VARIABLE, "SLURMD_NODENAME"))
+    return next((name for name in named if name), socket.gethostname())
 
 
 def versions() -> dict[str, str]:

@@ -49,7 +49,7 @@ def write_report(run: RunDir, report: Report) -> None:
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    fields = ("name", "level", "found", "expected", "do")
+    fields = ("name", "level", "found", "expected", "do", "at")
     return {
         "schema": 1,
         "fit": not report.failures,

@@ -13,10 +13,12 @@ from pipeline.train.zero_settings import check_version
 def same_software(facts: Facts) -> Check:
     """Every node runs what most nodes run."""
     fields = sorted({name for fact in facts.values() for name in fact["versions"]})
-    faults = []
+    faults, odd = [], []
     for name in fields:
         values = {node: str(fact["versions"].get(name, "missing")) for node, fact in facts.items()}
-        faults += [f"{node} has {name} {value}, most have {most}" for node, value, most in odd_ones(values)]
+        for node, value, most in odd_ones(values):
+            faults.append(f"{node} has {name} {value}, most have {most}")
+            odd.append(node)
     return verdict(
         "same software",
         "fail",
@@ -24,6 +26,7 @@ def same_software(facts: Facts) -> Check:
         common(next(iter(facts.values()))["versions"]),
         "the same versions of everything on all nodes",
         "install the odd nodes anew from the same image or constraints.txt",
+        odd,
     )
 
 
@@ -31,7 +34,8 @@ def same_settings(facts: Facts) -> Check:
     """Every node's code reads the configuration as most nodes' code does."""
     values = {node: str(fact["config"]) for node, fact in facts.items()}
     faults = [f"{node} reads it as {value}, most as {most}" for node, value, most in odd_ones(values)]
-    faults += [f"{node}: {value}" for node, value in values.items() if value.startswith("refused")]
+    refused = [node for node, value in values.items() if value.startswith("refused")]
+    faults += [f"{node}: {values[node]}" for node in refused]
     return verdict(
         "same settings",
         "fail",
@@ -39,6 +43,7 @@ def same_settings(facts: Facts) -> Check:
         next(iter(values.values())) or "no configuration given",
         "the same resolved configuration on all nodes",
         "install the same vitline on all nodes",
+        [*refused, *(node for node, _, _ in odd_ones(values))],
     )
 
 
@@ -57,13 +62,14 @@ def known_bad(facts: Facts) -> list[Check]:
     ]
     checks = []
     for name, level, bad, expected in rules:
-        faults = [
-            f"{node} has {name} {text}"
+        faults = {
+            node: f"{node} has {name} {text}"
             for node, fact in facts.items()
             if (text := fact["versions"].get(name, "")) and (v := _numbers(text)) and bad(v)
-        ]
+        }
         if faults:
-            checks.append(Check(f"{name} version", level, "; ".join(faults), expected, f"upgrade {name}"))
+            found, at = "; ".join(faults.values()), tuple(faults)
+            checks.append(Check(f"{name} version", level, found, expected, f"upgrade {name}", at))
     return (
         [*checks, _deepspeed(facts)] if checks else [passed("known-bad versions", "none"), _deepspeed(facts)]
     )
@@ -79,9 +85,8 @@ def _deepspeed(facts: Facts) -> Check:
                 if isinstance(error, EnvironmentUnfit)
                 else ("an installed deepspeed", "pip install deepspeed")
             )
-            return Check(
-                "deepspeed version", "fail", f"{node}: {fact['versions']['deepspeed']}", expected, do
-            )
+            found = f"{node}: {fact['versions']['deepspeed']}"
+            return Check("deepspeed version", "fail", found, expected, do, (node,))
     return passed("deepspeed version", next(iter(facts.values()))["versions"]["deepspeed"])
 
 

@@ -8,13 +8,14 @@ import os
 import socket
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from launch.doctor_checks import Check, Level, passed, verdict
+from launch.doctor_checks import Check, Level, node_of, passed, verdict
 from pipeline.config import GangSettings, TrackingSettings
 
 _CLOCK_WARN_S, _CLOCK_FAIL_S = 1.0, 30.0
@@ -46,6 +47,7 @@ def answered(expected: Sequence[str], silent: Sequence[str], seconds: float) -> 
         f"{len(expected)} answered",
         "every alive node runs a small task",
         "look at raylet.err on these nodes, or leave them out",
+        [node_of(node.split(" (")[0]) for node in silent],
     )
 
 
@@ -63,17 +65,21 @@ def clocks(offsets: Mapping[str, tuple[float, float]]) -> Check:
         f"within {max(worst, 0.01):.2f} s of the driver's",
         f"within {_CLOCK_WARN_S:g} s: leases, TLS and signed requests depend on it",
         "start chrony or systemd-timesyncd on these nodes",
+        [node for node in off if sure[node] > _CLOCK_FAIL_S],
     )
 
 
 def storage(written: Mapping[str, str], read: Mapping[str, Mapping[str, str]]) -> Check:
     """`written`: node → content; `read`: reader → writer → what the reader saw."""
-    faults = [f"{node} cannot write: {text}" for node, text in written.items() if text.startswith("error")]
+    mute = [node for node, text in written.items() if text.startswith("error")]
+    faults = [f"{node} cannot write: {written[node]}" for node in mute]
+    apart = []
     for reader, seen in read.items():
         for writer, text in seen.items():
-            if not written[writer].startswith("error") and text != written[writer]:
+            if writer not in mute and text != written[writer]:
                 why = text if text.startswith("error") else "other content"
                 faults.append(f"{reader} does not see what {writer} wrote ({why})")
+                apart.append((reader, writer))
     return verdict(
         "shared storage",
         "fail",
@@ -81,12 +87,20 @@ def storage(written: Mapping[str, str], read: Mapping[str, Mapping[str, str]]) -
         f"each of {len(written)} nodes reads what each wrote",
         "one directory for the run that all nodes write and read",
         "set root to a file system that all nodes mount at the same path",
+        [*map(node_of, mute), *cut_off(apart, len(written))],
     )
+
+
+def cut_off(pairs: Sequence[tuple[str, str]], nodes: int) -> list[str]:
+    """Nodes that do not find most others, by the pairs that went wrong: of two nodes nobody can say which."""
+    faults = Counter(node_of(place) for pair in pairs for place in pair)
+    return [node for node, count in faults.items() if count > nodes - 1]
 
 
 def reachable(pairs: Mapping[tuple[str, str], str]) -> list[Check]:
     """`pairs`: (from, to) → fault, empty when it went well. A name that does not resolve is a warning."""
     names = [f"{here}: {text}" for (here, _), text in pairs.items() if "does not resolve" in text]
+    nodes = len({place for pair in pairs for place in pair})
     ports = [
         f"{here} → {there}: {text}"
         for (here, there), text in pairs.items()
@@ -100,6 +114,7 @@ def reachable(pairs: Mapping[tuple[str, str], str]) -> list[Check]:
             f"{len(pairs)} pairs connect",
             "every node connects to every other on any high port",
             "open the ports between the nodes; set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME",
+            cut_off([pair for pair, text in pairs.items() if text and "does not resolve" not in text], nodes),
         ),
         verdict(
             "names",

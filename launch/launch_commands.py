@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -68,6 +69,12 @@ def launch(
         typer.Option(metavar="DIR|-", help="where the files go, default RUN/launch; '-' prints the main one"),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="do not wait for the run (local, ray)")] = False,
+    exclude_bad: Annotated[
+        bool,
+        typer.Option(
+            "--exclude-bad", help="leave out nodes that a preflight found unfit (slurm, kubernetes)"
+        ),
+    ] = False,
     stop_after: StopAfter = None,
     as_json: Json = False,
 ) -> None:
@@ -76,6 +83,7 @@ def launch(
     Example: vitline launch slurm configs/demo.yaml --nodes 4 --cluster configs/clusters/slurm.yaml
     """
     from launch.cluster_config import load_cluster
+    from launch.exclusion import to_exclude
     from launch.stop_after import span_s
     from launch.submission import launch as put
     from launch.targets.request import make_request
@@ -91,6 +99,8 @@ def launch(
         gpus_per_node=gpus_per_node,
         stop_after=stop_after,
     )
+    if exclude_bad:
+        request = replace(request, exclude=to_exclude(request.launch, target.value))
     code = put(
         target.value,
         request,

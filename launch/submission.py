@@ -3,6 +3,7 @@
     RUN/launch/FILES            as rendered, config.yaml among them
                submit.txt       the exact command that handed the run over
                submission.json  what came back
+               excluded.json    nodes that `--exclude-bad` leaves out (launch/exclusion.py)
 
 Files are written before anything is submitted, so that a missing tool costs nothing: the message names the
 file and the command to type elsewhere. Nothing is deleted, nothing is asked.
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launch.exclusion import keep
 from launch.targets import kubernetes, local, ray_jobs, slurm
 from launch.targets.request import Rendered, Request, Submission
 from pipeline.errors import Busy
@@ -72,6 +74,8 @@ def launch(
         return 0
     directory = request.files
     _write(directory, rendered)
+    if request.exclude:
+        keep(request.launch, request.exclude)
     for note in rendered.notes:
         print(f"note: {note}", file=sys.stderr)
     if render_only:

@@ -27,8 +27,10 @@ class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         self.trained = load_trained(Path(context.artifacts["weights"]))
 
-    # No type hints here: MLflow would make a signature of them in place of the one that is given.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    # Of a table MLflow makes no signature in place of the one that is given; without any hint it warns.
+    def predict(
+        self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
+    ) -> pandas.DataFrame:
         """One row for each image.
 
         Raises:

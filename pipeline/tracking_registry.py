@@ -218,10 +218,9 @@ def _save_model(weights: Path, directory: Path) -> None:
             ]
         ),
     )
-    # It asks for type hints, to guess the signature that is given here, and sets filters of its own:
-    # recorded, its warnings are not printed.
-    with warnings.catch_warnings(record=True):
-        warnings.simplefilter("always")
+    with warnings.catch_warnings():
+        # It would fill in what the signature says already.
+        warnings.filterwarnings("ignore", message=".*An input example was not provided")
         mlflow.pyfunc.save_model(
             str(directory),
             python_model=str(Path(__file__).with_name("tracking_model.py")),

@@ -7,6 +7,8 @@ from typing import Any
 from launch.targets.request import Request
 
 CONFIG_DIR = "/etc/vitline"
+# Its host's name, in every pod of Ray: the pod's own name says nothing about it.
+NODE_VARIABLE = "VITLINE_NODE"
 # A node that is cut off is noticed in 5 s; Ray's defaults take 64 s.
 _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -30,7 +32,10 @@ def pod(request: Request, base: str, *, head: bool) -> dict[str, Any]:
         "name": "ray-head" if head else "ray-worker",
         **_container(request),
         "workingDir": kubernetes.mount,
-        "env": [{"name": name, "value": value} for name, value in _environment(request).items()],
+        "env": [
+            *({"name": name, "value": value} for name, value in _environment(request).items()),
+            {"name": NODE_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        ],
         "resources": _resources(request, head=head),
         "volumeMounts": [
             {"name": "runs", "mountPath": kubernetes.mount},
@@ -123,9 +128,16 @@ def _placement(request: Request, base: str) -> dict[str, Any]:
         "topologyKey": "kubernetes.io/hostname",
         "labelSelector": {"matchLabels": {**labels(base), "vitline/role": "worker"}},
     }
-    placement: dict[str, Any] = {
-        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
+    affinity: dict[str, Any] = {
+        "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}
     }
+    if request.exclude:
+        # Of a node's name Kubernetes takes one value a field; all of the fields must hold.
+        fields = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in request.exclude]
+        affinity["nodeAffinity"] = {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": fields}]}
+        }
+    placement: dict[str, Any] = {"affinity": affinity}
     if kubernetes.node_selector:
         placement["nodeSelector"] = dict(kubernetes.node_selector)
     if kubernetes.runtime_class:

@@ -38,6 +38,8 @@ class Request:
     out: Path | None = None
     # `--stop-after` of the driver; None: it stops when all is done.
     stop_after: str | None = None
+    # Nodes that the scheduler must not give, by its own names.
+    exclude: tuple[str, ...] = ()
 
     @property
     def run(self) -> Path:

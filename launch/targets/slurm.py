@@ -23,6 +23,9 @@ from launch.targets.request import CONFIG, Rendered, Request, Submission, config
 from pipeline.errors import EnvironmentUnfit, UserError
 
 SCRIPT = "job.sbatch"
+_EXCLUDE = "--exclude="
+# What sbatch says where no controller has seen the job.
+_UNREACHED = re.compile("contact slurm controller|controller not responding|configuration source", re.I)
 # Slurm reads directives before any shell does: no quotes, and % is a placeholder of its own.
 _PATH = re.compile(r"^[A-Za-z0-9/._@+=:,~-]+$")
 
@@ -131,8 +134,18 @@ def directives(request: Request) -> list[str]:
         f"--signal=B:USR1@{slurm.signal_s}",
         f"--chdir={request.directory}",
         f"--output={request.launch}/slurm-%j.log",
-        *slurm.extra,
+        *_extra(request),
     ]
+
+
+def _extra(request: Request) -> list[str]:
+    """The site's own directives, with the nodes to leave out joined to theirs: of two lines one counts."""
+    given = request.cluster.slurm.extra
+    if not request.exclude:
+        return list(given)
+    theirs = [line.removeprefix(_EXCLUDE) for line in given if line.startswith(_EXCLUDE)]
+    rest = [line for line in given if not line.startswith(_EXCLUDE)]
+    return [*rest, _EXCLUDE + ",".join([*theirs, *request.exclude])]
 
 
 def _srun(request: Request) -> str:
@@ -185,7 +198,8 @@ def submit(request: Request, directory: Path, detach: bool) -> Submission:
     """Hand the script to sbatch.
 
     Raises:
-        EnvironmentUnfit: no sbatch here, or it refuses the job; the message says what to type elsewhere.
+        EnvironmentUnfit: no sbatch here, no controller that answers, or one that refuses the job; the
+            message says what to type elsewhere.
     """
     script = directory / SCRIPT
     argv = ("sbatch", "--parsable", str(script))
@@ -199,8 +213,15 @@ def submit(request: Request, directory: Path, detach: bool) -> Submission:
     request.launch.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        if any(_UNREACHED.search(line) for line in said):
+            raise EnvironmentUnfit(
+                f"no Slurm controller answers here ({said[-1]}); {script} is written",
+                "a login node of the cluster, and a controller that is up",
+                f"see what `sinfo` says; then, or elsewhere, type: {shlex.join(argv)}",
+            )
         raise EnvironmentUnfit(
-            f"sbatch refused {script}: {done.stderr.strip()}",
+            f"sbatch refused {script}: {'; '.join(said)}",
             "a job that the site accepts",
             "set partition, account or extra in the cluster file, or edit the script and submit it",
         )

@@ -135,6 +135,28 @@ def slurm() -> Iterator[Slurm]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def test_where_no_controller_answers_the_files_are_written(tmp_path: Path) -> None:
+    if not shutil.which("sbatch"):
+        pytest.skip("sbatch is not installed: apt-get install slurm-client")
+    settings = {"ClusterName": "none", "SlurmctldHost": "localhost(127.0.0.1)", "AuthType": "auth/none"}
+    settings |= {"CredType": "cred/none", "SlurmctldPort": "6", "NodeName": "n1 CPUs=1"}
+    settings |= {"PartitionName": "debug Nodes=ALL Default=YES"}
+    (tmp_path / "slurm.conf").write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+    environment = {**os.environ, "SLURM_CONF": str(tmp_path / "slurm.conf"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "launch", "slurm", str(ROOT / "tests/integration/small.yaml")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 7, done.stdout + done.stderr
+    assert "no Slurm controller answers here" in done.stderr
+    assert list(tmp_path.glob("runs/*/launch/job.sbatch"))
+
+
 def test_a_run_on_two_nodes_finishes(slurm: Slurm) -> None:
     job = slurm.launch("name=whole")
     slurm.wait_for(job, lambda: slurm.state(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))

@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +51,24 @@ def request_of(cluster: dict[str, Any], gang: dict[str, Any] | None = None, **op
 
 REQUESTS = {
     "slurm": request_of({"gpus_per_node": 8, "cpus_per_node": 64}, GPU),
-    "slurm_site": request_of(
-        {
-            "nodes": 3,
-            "environment": {"NCCL_SOCKET_IFNAME": "ib0", "GREETING": "it's 5 o'clock"},
-            "slurm": {
-                "partition": "gpu",
-                "account": "vision",
-                "qos": "long",
-                "exclusive": False,
-                "max_requeues": 0,
-                "setup": ["module load cuda"],
-                "extra": ["--constraint=h100", "--nodelist=n[1-3]", "--reservation=x"],
-                "container": {"runtime": "pyxis", "image": "/images/vitline.sqsh", "mounts": ["/data"]},
-            },
-        }
+    "slurm_site": replace(
+        request_of(
+            {
+                "nodes": 3,
+                "environment": {"NCCL_SOCKET_IFNAME": "ib0", "GREETING": "it's 5 o'clock"},
+                "slurm": {
+                    "partition": "gpu",
+                    "account": "vision",
+                    "qos": "long",
+                    "exclusive": False,
+                    "max_requeues": 0,
+                    "setup": ["module load cuda"],
+                    "extra": ["--constraint=h100", "--exclude=n[7-8]", "--reservation=x"],
+                    "container": {"runtime": "pyxis", "image": "/images/vitline.sqsh", "mounts": ["/data"]},
+                },
+            }
+        ),
+        exclude=("n2", "n5"),
     ),
     "slurm_elastic": request_of(
         {
@@ -220,6 +224,38 @@ def test_without_the_tool_the_files_are_written_and_the_command_is_named(
     assert {file.name for file in request.launch.iterdir()} == set(files)
     assert f"there, type: {tool} " in str(error.value)
     assert error.value.exit_code == 7
+
+
+@pytest.mark.parametrize(
+    "said, message",
+    [
+        (
+            "sbatch: error: Batch job failed: Unable to contact slurm controller (connect failure)",
+            r"no Slurm controller answers here \(.*connect failure\).*\n.*\n.*`sinfo`.* type: sbatch ",
+        ),
+        (
+            "sbatch: error: fetch_config: DNS SRV lookup failed\n"
+            "sbatch: fatal: Could not establish a configuration source",
+            "no Slurm controller answers here",
+        ),
+        (
+            "sbatch: error: invalid partition specified: gpu\nsbatch: error: no",
+            "refused .*gpu; sbatch: error: no",
+        ),
+    ],
+)
+def test_what_sbatch_says_is_told_apart(
+    said: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "bin" / "sbatch"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\nprintf '{said}\\n' >&2\nexit 1\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    request = make_request(config_of(), ClusterConfig(), tmp_path, nodes=2, gpus_per_node=0)
+    with pytest.raises(EnvironmentUnfit, match=message):
+        put("slurm", request)
+    assert (request.launch / slurm.SCRIPT).exists()
 
 
 def test_an_unreachable_dashboard_is_an_unfit_environment(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ def request_of(
 
 REQUESTS = {
     "small": request_of(SMALL),
-    "full": request_of(FULL, gpus=8, nodes=4, preflight="off", stop_after="12h"),
+    "full": replace(
+        request_of(FULL, gpus=8, nodes=4, preflight="off", stop_after="12h"), exclude=("gpu-3", "gpu-7")
+    ),
 }
 
 
@@ -101,13 +104,20 @@ VALUE = {"type": "string", "pattern": r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-
 LABELS = {"type": "object", "propertyNames": {"pattern": KEY}, "additionalProperties": VALUE}
 SELECTOR = closed({"matchLabels": LABELS})
 AMOUNTS = {"type": "object", "additionalProperties": QUANTITY}
+FIELD = closed({"fieldRef": closed({"fieldPath": {"const": "spec.nodeName"}}, "fieldPath")}, "fieldRef")
+ENTRY = {
+    "oneOf": [
+        closed({"name": TEXT, "value": {"type": "string"}}, "name value"),
+        closed({"name": TEXT, "valueFrom": FIELD}, "name valueFrom"),
+    ]
+}
 CONTAINER = closed(
     {
         "name": NAME,
         "image": TEXT,
         "imagePullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
         "workingDir": TEXT,
-        "env": items(closed({"name": TEXT, "value": {"type": "string"}}, "name value")),
+        "env": items(ENTRY),
         "envFrom": items(closed({"secretRef": closed({"name": NAME}, "name")}, "secretRef")),
         "resources": closed({"requests": AMOUNTS, "limits": AMOUNTS}, "requests limits"),
         "securityContext": closed(
@@ -130,6 +140,16 @@ VOLUME = closed(
     },
     "name",
 )
+# The API takes one value a field.
+NOT_NODE = closed(
+    {
+        "key": {"const": "metadata.name"},
+        "operator": {"const": "NotIn"},
+        "values": {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 1},
+    },
+    "key operator values",
+)
+AWAY = closed({"nodeSelectorTerms": items(closed({"matchFields": items(NOT_NODE)}, "matchFields"))})
 APART = closed({"topologyKey": TEXT, "labelSelector": SELECTOR}, "topologyKey labelSelector")
 POD = closed(
     {
@@ -156,7 +176,8 @@ POD = closed(
                     {
                         "podAntiAffinity": closed(
                             {"requiredDuringSchedulingIgnoredDuringExecution": items(APART)}
-                        )
+                        ),
+                        "nodeAffinity": closed({"requiredDuringSchedulingIgnoredDuringExecution": AWAY}),
                     }
                 ),
                 "containers": items(CONTAINER),
@@ -261,6 +282,25 @@ def test_the_schema_would_see_a_wrong_field() -> None:
     job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["securityContext"]["runAsUser"] = 0
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.Draft202012Validator(RAY_JOB).validate(job)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_the_api_takes_pods_policy_and_configuration(name: str) -> None:
+    """The API's own schema, strict; RayJob is KubeRay's kind, so its pods are looked at one by one."""
+    schemas = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    found = manifests(name)
+    spec = found["rayjob.yaml"]["spec"]
+    templates = [
+        spec["submitterPodTemplate"],
+        spec["rayClusterSpec"]["headGroupSpec"]["template"],
+        *(group["template"] for group in spec["rayClusterSpec"]["workerGroupSpecs"]),
+    ]
+    pods = [{"apiVersion": "v1", "kind": "Pod", **template} for template in templates]
+    for manifest in (*pods, found["networkpolicy.yaml"], found["configmap.yaml"]):
+        schemas.validate(manifest, schemas.latest_version(), strict=True)
+    pods[1]["spec"]["containers"][0]["env"][-1]["valueFrom"]["nodeRef"] = {}
+    with pytest.raises(schemas.ValidationError, match="nodeRef"):
+        schemas.validate(pods[1], schemas.latest_version(), strict=True)
 
 
 # ---------------------------------------------------------------- goldens, and what goldens do not say

@@ -45,14 +45,17 @@ def test_a_registered_model_names_photos(registry: Registry, tmp_path: Path) -> 
     version = registry.register("k1", run, tmp_path / "weights.safetensors", {"gate": "pass"}, "note")
     assert registry.register("k1", run, tmp_path / "weights.safetensors", {}, "again") == version
     registry.move(CHAMPION, version.number)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         import mlflow
         import pandas
 
         mlflow.set_tracking_uri(registry.uri)
         try:
+            said.clear()
             served = mlflow.pyfunc.load_model(f"models:/photos@{CHAMPION}")
+            # Whoever serves it would read such a thing at every start.
+            assert not [warning for warning in said if "predict" in str(warning.message)]
             photo = sorted(PHOTOS.rglob("*.jpg"))[0].read_bytes()
             answer = served.predict(pandas.DataFrame({"image": [photo]}))
         finally:
