@@ -123,7 +123,7 @@ class RunDisplay:
         if not fan:
             written = [digest for digest in running if "split" in self._last.get(digest, {})]
             return (
-                "  ".join(_written_line(self._items[d].job.name, self._last[d]) for d in written[:2]) or None
+                "  ".join(written_line(self._items[d].job.name, self._last[d]) for d in written[:2]) or None
             )
         counts: Counter[str] = Counter()
         for digest, state in self._states.items():
@@ -166,7 +166,7 @@ def _measured(event: dict[str, Any]) -> str:
     return "".join(text.format(event[name]) for name, text in shown if event.get(name) is not None)
 
 
-def _written_line(name: str, event: dict[str, Any]) -> str:
+def written_line(name: str, event: dict[str, Any]) -> str:
     """How far a dataset is; see pipeline/data/progress.py."""
     total, left = event.get("total"), event.get("eta_s")
     return (

@@ -10,7 +10,7 @@ there before. Every figure that was not measured comes with the assumption behin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 
 from launch.plan_answer import Given, RunPlan, Training
@@ -102,7 +102,10 @@ def plan_config(config: RunConfig, given: Given) -> RunPlan:
         device_hours=device_hours,
         price=None if given.price is None else given.price * device_hours,
         assumptions=_assumptions(config, given, device, sizes, data),
-        warnings=_warnings(transfer, limit, fits, device),
+        warnings=(
+            *_warnings(transfer, limit, fits, device),
+            *_shared_lanes(settings.order.lanes, given.nodes or 1),
+        ),
     )
 
 
@@ -250,3 +253,12 @@ def _warnings(transfer: Transfer, limit: int | None, fits: bool | None, device: 
             f"{device.memory_gib:g}: lower transfer.protocol.batch or image_size"
         )
     return tuple(lines)
+
+
+def _shared_lanes(lanes: int, nodes: int) -> Iterator[str]:
+    """Nodes that share a lane read the same chunks."""
+    if nodes > lanes:
+        yield (
+            f"{nodes} nodes read from {lanes} lanes: each chunk is read by {nodes / lanes:.1f} nodes; with "
+            f"remote shards set pretrain.order.lanes={nodes} or more"
+        )

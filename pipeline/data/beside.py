@@ -52,7 +52,7 @@ def find_beside(
             for shard in run(partial(_copy, base, directory, split), numbered):
                 progress.add(shard.samples)
                 copied.append(shard)
-            return Split(found.chunk, tuple(copied)), manifest.classes
+            return Split(found.chunk, tuple(copied), found.bad), manifest.classes
         log.warning("%s does not name all shards of %s: they are indexed anew", f"{base}/{FILE}", split)
     return None
 

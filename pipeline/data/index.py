@@ -1,7 +1,7 @@
 """tar → where each sample lies: NumPy arrays in an `.npz` beside the shard, never pickled.
 
     offset  int64 (n,)   where the image's content starts          size   int64 (n,)   its bytes
-    kind    uint8 (n,)   place in KINDS of its extension           label  int32 (n,)   class number
+    kind    uint8 (n,)   place in scan.KINDS of its extension           label  int32 (n,)   class number
     more    int32 (m,)   further class numbers, sample by sample   more_end int64 (n,) where each sample's end
     keys    uint8 (k,)   all keys, one after the other             key_end int64 (n,)  where each ends
     chunk_end int64 (c,) end of each chunk in the shard, bytes     chunk_hash uint8 (c, 16)  BLAKE2b
@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.labels import MEMBERS, parse_label
-from pipeline.data.tar import Member, ReadAt, members
+from pipeline.data.scan import Scan
 from pipeline.errors import DataError
 from pipeline.rundir import write_atomic
 
-KINDS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
-_NAME = re.compile(r"^((?:.*/|)[^./][^./]*)[.]([^/]*)$", re.DOTALL)
 _HASH_BYTES = 16
 _READ = 4 * 2**20
 
@@ -61,80 +57,6 @@ class ShardIndex:
     def key(self, row: int) -> str:
         start = int(self.key_end[row - 1]) if row else 0
         return self.keys[start : int(self.key_end[row])].tobytes().decode("utf-8", "surrogateescape")
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """What one pass over the headers found; `end` (n,) is where each sample ends in the tar."""
-
-    offset: list[int]
-    size: list[int]
-    kind: list[int]
-    label: list[tuple[int, ...]]
-    key: list[str]
-    end: list[int]
-
-
-def scan(shard: str, size: int, read_at: ReadAt, names: Mapping[str, int]) -> Scan:
-    """Find the samples of a tar of `size` bytes.
-
-    Raises:
-        DataError: members of a sample are not adjacent, a key comes twice, an image or a label is
-            missing, or the tar is damaged; shard and key are named.
-    """
-    found = Scan([], [], [], [], [], [])
-    seen: set[str] = set()
-    for key, parts in _samples(members(shard, size, read_at)):
-        where = f"{shard}: {key}"
-        if key in seen:
-            raise DataError(
-                f"{where} comes a second time",
-                "unique keys, with the members of a sample next to each other",
-                "write this shard again, sorted by name",
-            )
-        seen.add(key)
-        image, kind = _image(where, parts)
-        extension = next((name for name in MEMBERS if name in parts), None)
-        if extension is None:
-            raise DataError(
-                f"{where} has no label", f"a member {' or '.join(MEMBERS)}", "write this shard again"
-            )
-        content = parts[extension]
-        found.label.append(parse_label(where, extension, read_at(content.offset, content.size), names))
-        found.offset.append(image.offset)
-        found.size.append(image.size)
-        found.kind.append(kind)
-        found.key.append(key)
-        found.end.append(max(part.offset + -(-part.size // 512) * 512 for part in parts.values()))
-    return found
-
-
-def _samples(stream: Iterator[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Members grouped by key as the webdataset package does: up to the first dot of the file's name."""
-    current, parts = "", dict[str, Member]()
-    for member in stream:
-        match = _NAME.match(member.name.removeprefix("./"))
-        if not match:
-            continue
-        key, extension = match.group(1), match.group(2).lower()
-        if parts and (key != current or extension in parts):
-            yield current, parts
-            parts = {}
-        current = key
-        parts[extension] = member
-    if parts:
-        yield current, parts
-
-
-def _image(where: str, parts: Mapping[str, Member]) -> tuple[Member, int]:
-    images = [(part, KINDS.index(extension)) for extension, part in parts.items() if extension in KINDS]
-    if len(images) != 1:
-        raise DataError(
-            f"{where} has {len(images)} images among its members ({', '.join(sorted(parts))})",
-            f"one, with an extension of {', '.join(KINDS)}",
-            "write this shard again; members of a sample must be next to each other",
-        )
-    return images[0]
 
 
 def finish(found: Scan, chunk: int, chunks: Iterator[bytes]) -> tuple[ShardIndex, str]:

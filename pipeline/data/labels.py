@@ -1,13 +1,14 @@
 """What the label member of a sample says: `cls`, `json` or `txt` → class numbers.
 
 `cls` and `txt` hold a number or a class name; `json` an object with "label", "cls" or "class_id", which
-may be a list: several labels of one sample. Of several members the first of this order counts.
+may be a list: several labels of one sample. Of several members the first of this order counts; a `json`
+without a label (img2dataset's, with where an image comes from) leaves it to `txt`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pipeline.errors import DataError
 
@@ -22,28 +23,36 @@ def label_member(label: int | tuple[int, ...]) -> dict[str, bytes]:
     return {"cls": str(label).encode()}
 
 
-def parse_label(where: str, extension: str, content: bytes, names: Mapping[str, int]) -> tuple[int, ...]:
-    """The class numbers in a label member, at least one, none twice.
+def find_label(where: str, members: Iterable[tuple[str, bytes]], names: Mapping[str, int]) -> tuple[int, ...]:
+    """The class numbers of a sample, at least one, none twice.
 
     Args:
         where: shard and key, for messages.
-        extension: one of MEMBERS.
-        content: of the member.
+        members: (one of MEMBERS, content), in the order of MEMBERS, at least one.
         names: class name → number; may be empty.
 
     Raises:
-        DataError: there is no number and no known name in it.
+        DataError: there is no number and no known name in them.
     """
-    try:
-        value: object = content.decode("utf-8").strip()
-        if extension == "json":
-            fields = json.loads(content)
-            value = next((fields[name] for name in _FIELDS if name in fields), None)
-    except (ValueError, TypeError) as error:
-        raise _no_label(where, extension, f"{content[:40]!r} ({error})") from error
+    extension, value = "", None
+    for extension, content in members:
+        value = _value(where, extension, content)
+        if value is not None:
+            break
     if isinstance(value, list) and value:
         return tuple(dict.fromkeys(_number(where, extension, item, names) for item in value))
     return (_number(where, extension, value, names),)
+
+
+def _value(where: str, extension: str, content: bytes) -> object:
+    """What a member says; None for a `json` without a label."""
+    try:
+        if extension != "json":
+            return content.decode("utf-8").strip()
+        fields = json.loads(content)
+        return next((fields[name] for name in _FIELDS if name in fields), None)
+    except (ValueError, TypeError) as error:
+        raise _no_label(where, extension, f"{content[:40]!r} ({error})") from error
 
 
 def _number(where: str, extension: str, value: object, names: Mapping[str, int]) -> int:

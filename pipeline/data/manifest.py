@@ -42,7 +42,8 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class BadImage:
-    """An image of the source that could not be decoded and was left out."""
+    """What was left out: an image of the source that could not be decoded (`key`); or a sample, or a part,
+    of an adopted shard (`key` names the shard, `reason` what)."""
 
     key: str
     reason: str

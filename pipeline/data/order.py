@@ -85,6 +85,12 @@ class Order:
         """What the order depends on besides the dataset and the seed."""
         return {"version": VERSION, "lanes": self.lanes, "window": self.window, "chunk": self._chunks.chunk}
 
+    def chunks_at_once(self) -> float:
+        """How many chunks a batch is drawn from: those in one window of each lane."""
+        window = min(self.window, -(-self.samples // self.lanes))
+        chunks = self.lanes * window * self._chunks.count / self.samples
+        return min(max(1.0, chunks), float(self._chunks.count))
+
     def batch_positions(self, step: int, batch: int) -> I64:
         """(batch,) positions of step `step`, counted from 0, sorted by (epoch, lane, place)."""
         position = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)

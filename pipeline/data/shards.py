@@ -27,10 +27,11 @@ from webdataset import TarWriter
 from pipeline.config import DatasetSettings, WriteSettings
 from pipeline.data.decode import decode
 from pipeline.data.files import file_reader
-from pipeline.data.index import finish, read_blocks, save_index, scan
+from pipeline.data.index import finish, read_blocks, save_index
 from pipeline.data.labels import label_member
 from pipeline.data.manifest import BadImage, Shard
 from pipeline.data.philox import permutation
+from pipeline.data.scan import scan
 from pipeline.data.sources.catalog import open_source
 from pipeline.data.sources.source import Item, Source, SourceSplit
 from pipeline.errors import DataError

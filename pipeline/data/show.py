@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def summary(directory: Path, views: dict[str, View]) -> dict[str, Any]:
             "shards": len(split.shards),
             "bytes": sum(shard.bytes for shard in split.shards),
             "chunk": split.chunk,
-            "unreadable": len(split.bad),
+            "left_out": [dataclasses.asdict(bad) for bad in split.bad],
             "multi_label": split.multi_label,
             "per_class": np.bincount(view.labels(), minlength=view.num_classes).tolist(),
             "image_sizes": _sizes(view),
@@ -82,12 +83,11 @@ def mixing(view: View, order: OrderSettings, *, seed: int, batch: int) -> dict[s
     """How well batches are mixed.
 
     `worst_case`: variance ÷ mean of the class counts in a batch that must be expected if every chunk were
-    of one class, 1 + batch ÷ (lanes · window ÷ chunk); independent draws give 1. `measured`: the same from
-    the labels as they are. `shards`: distinct shards in a batch. `repeats`: how much more often two
+    of one class, 1 + batch ÷ (the chunks that it is drawn from); independent draws give 1. `measured`: the
+    same from the labels as they are. `shards`: distinct shards in a batch. `repeats`: how much more often two
     neighbours of the line that an epoch reads have the same class than two samples at random, 0 at best.
     """
     arithmetic = view.order(order, seed)
-    constants = arithmetic.constants()
     labels = view.labels()
     steps = max(1, min(_BATCHES, view.samples // batch))
     indices = np.stack([arithmetic.batch_indices(step, batch) for step in range(steps)])
@@ -97,10 +97,8 @@ def mixing(view: View, order: OrderSettings, *, seed: int, batch: int) -> dict[s
     shards = [len(np.unique(view.locate(view.sample_id(row))[0])) for row in indices]
     line = labels[arithmetic.indices(np.arange(min(view.samples, 100_000), dtype=np.int64))]
     by_chance = float(((np.bincount(labels) / view.samples) ** 2).sum())
-    window = min(constants["window"], -(-view.samples // constants["lanes"]))
-    chunks = max(1.0, constants["lanes"] * window / constants["chunk"])
     return {
-        "worst_case": 1 + batch / chunks,
+        "worst_case": 1 + batch / arithmetic.chunks_at_once(),
         "measured": float(ratio.mean()),
         "shards": float(np.mean(shards)),
         "repeats": float((line[1:] == line[:-1]).mean()) - by_chance,

@@ -10,11 +10,12 @@ import numpy as np
 
 from pipeline.data.decode import decode
 from pipeline.data.files import file_reader
-from pipeline.data.index import ShardIndex, finish, load_index, read_blocks, scan
+from pipeline.data.index import ShardIndex, finish, load_index, read_blocks
 from pipeline.data.manifest import Shard, load_manifest
 from pipeline.data.progress import Progress, Report, Run
 from pipeline.data.remote import is_remote, local_copy
-from pipeline.errors import DataError, VitlineError
+from pipeline.data.scan import scan
+from pipeline.errors import VitlineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found. `samples` were looked at; `known` images were unreadable when the dataset was made."""
+    """What was found. `samples` were looked at; `known` things were left out when the dataset was made."""
 
     samples: int
     known: int
@@ -94,16 +95,13 @@ def _index_again(
     adopted; whichever agrees with the index is right."""
 
     def once(names: dict[str, int]) -> tuple[ShardIndex, str]:
+        # What was left out of a damaged shard, if that was allowed, is left out here too.
         with file_reader(path) as read_at:
-            return finish(scan(name, path.stat().st_size, read_at, names), chunk, read_blocks(path))
+            found = scan(name, path.stat().st_size, read_at, names, lambda fault: None)
+        return finish(found, chunk, read_blocks(path))
 
-    try:
-        again = once({})
-        if _equal(index, again[0], "label"):
-            return again
-    except DataError:  # a name, which only `names` can tell; any other fault comes again below
-        pass
-    return once(names)
+    again = once({})
+    return again if _equal(index, again[0], "label") else once(names)
 
 
 def _equal(first: ShardIndex, second: ShardIndex, field: str) -> bool:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import FolderSource
-from pipeline.data.index import KINDS
 from pipeline.data.manifest import digest
+from pipeline.data.scan import KINDS
 from pipeline.data.sources.source import Item, Source, SourceSplit
 from pipeline.errors import UserError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from typer.testing import CliRunner, Result
 
 from launch.data_commands import data_app
 from pipeline.config import DataView, FolderSource
+from pipeline.data.manifest import load_manifest
 from pipeline.data.view import open_view
 from pipeline.data.write import prepare
+from pipeline.errors import DataError, UserError
 
 PHOTOS = Path(__file__).resolve().parents[2] / "data" / "photos"
 
@@ -95,3 +98,74 @@ def _gradient() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png")
     return buffer.getvalue()
+
+
+def _tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """train.tar: two of three drawings whole, and the end missing; test.tar whole; both labelled by names."""
+    members = []
+    for number, name in enumerate(("cat", "dog", "cat")):
+        members += [(f"{number}.jpg", jpeg(_gradient(), 90)), (f"{number}.cls", name.encode())]
+    for split in ("train", "test"):
+        _tar(tmp_path / f"{split}.tar", members)
+    whole = (tmp_path / "train.tar").read_bytes()
+    (tmp_path / "train.tar").write_bytes(whole[: whole.index(b"2.jpg") + 700])
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    return tmp_path
+
+
+def test_damaged_shards_are_refused_by_name_or_adopted_in_part(damaged: Path) -> None:
+    given = [damaged / "train.tar", damaged / "test.tar", "--to", damaged / "out"]
+    given += ["--classes", damaged / "names.txt"]
+    with pytest.raises(DataError, match=r"train\.tar is cut off: '2\.jpg' needs") as caught:
+        vitline_data("index", *given)
+    assert "--allow-damaged" in caught.value.do
+    result = vitline_data("index", *given, "--allow-damaged")
+    assert "train: 2" in result.output
+    assert "left out: 1\n" in result.output
+    assert "train.tar: is cut off: '2.jpg' needs" in result.output
+    found = json.loads(vitline_data("index", *given, "--allow-damaged", "--json").output)
+    assert [(bad["split"], Path(bad["key"]).name) for bad in found["left_out"]] == [("train", "train.tar")]
+    assert "0 problems\n1 left out when" in vitline_data("verify", damaged / "out").output
+
+
+def test_names_of_classes(damaged: Path) -> None:
+    given = ["index", damaged / "test.tar", damaged / "test.tar", "--to", damaged / "out", "--classes"]
+    for text, found in (("cat\ncat\n", "2 class names in .*, 1 of them different"), ("", "0 class names in")):
+        (damaged / "wrong.txt").write_text(text)
+        with pytest.raises(UserError, match=found):
+            vitline_data(*given, damaged / "wrong.txt")
+    with pytest.raises(UserError, match="no class names in"):
+        vitline_data(*given, damaged / "nowhere.txt")
+    vitline_data(*given, damaged / "names.txt")
+    assert load_manifest(damaged / "out").classes == ("cat", "dog")
+
+
+def test_what_is_shown_of_a_dataset(photos: Path, tmp_path: Path) -> None:
+    text = vitline_data("show", photos, "--sheet", tmp_path / "sheet.png", "--batch", 32).output
+    assert "classes: 8\n" in text
+    assert "samples per class: 20 to 20\n" in text
+    assert f"    watch      20  {'█' * 40}\n" in text
+    assert "mixing of batches of 32:" in text
+    assert "  worst_case: " in text
+    assert Image.open(tmp_path / "sheet.png").size == (1152, 864)
+    found = json.loads(vitline_data("show", photos, "--batch", 32, "--json").output)
+    assert found["splits"]["test"]["per_class"] == [10] * 8
+    assert found["mixing"].keys() == {"worst_case", "measured", "shards", "repeats"}
+
+
+def test_problems_end_with_their_names(photos: Path, tmp_path: Path) -> None:
+    assert "240 samples looked at, 0 problems" in vitline_data("verify", photos, "--parallel", 3).output
+    shutil.copytree(photos, tmp_path / "copy")
+    shard = tmp_path / "copy/test/000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"1 problems in .*copy, the first: .*test/000000\.tar"):
+        vitline_data("verify", tmp_path / "copy")

@@ -53,6 +53,16 @@ def test_a_batch_that_does_not_divide_is_refused_as_the_run_would() -> None:
         plan(nodes=3, gpus_per_node=1)
 
 
+def test_nodes_that_read_the_same_chunks_are_warned_of() -> None:
+    """64 lanes by default: 128 nodes read each of them twice, whether one rank or eight stand on each."""
+    many = dict(nodes=128, gpus_per_node=8)
+    (warning,) = plan("pretrain.batch=4096", **many).warnings
+    assert warning.startswith("128 nodes read from 64 lanes: each chunk is read by 2.0 nodes;")
+    assert "pretrain.order.lanes=128" in warning
+    assert not plan("pretrain.batch=4096", "pretrain.order.lanes=128", **many).warnings
+    assert not plan("pretrain.batch=4096", nodes=64, gpus_per_node=8).warnings
+
+
 def test_a_given_speed_and_price_are_taken_as_they_are() -> None:
     found = plan(images_per_s=64.0, price=2.0)
     assert found.hours == pytest.approx(128_000 / 64 / 3600)

@@ -9,6 +9,8 @@ import webdataset
 
 from pipeline.config import DataView, WebdatasetSource
 from pipeline.data.braces import expand_braces
+from pipeline.data.manifest import load_manifest
+from pipeline.data.verify import verify
 from pipeline.data.view import open_view
 from pipeline.data.write import prepare
 from pipeline.errors import DataError, UserError
@@ -70,3 +72,93 @@ def test_messages(tmp_path: Path, write_tar: Callable[..., Path]) -> None:
     write_tar("e.tar", [("x.jpg", image_bytes()), ("x.cls", b"3")])
     with pytest.raises(DataError, match="label 3 in test, but no label above 2 in train"):
         prepare(_source(tmp_path), tmp_path / "out")
+
+
+def _damaged(write_tar: Callable[..., Path]) -> None:
+    """Train: 6 whole samples, a key that comes twice, one without a label, and a shard that is cut off."""
+    one = samples(6)
+    write_tar("t-0.tar", [*one[:4], *one[:2], *one[4:], ("last.jpg", image_bytes())])
+    path = write_tar("t-1.tar", samples(5))
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"0003.jpg") + 700])
+    write_tar(
+        "e.tar", [("x.jpg", image_bytes()), ("x.cls", b"cat"), ("y.jpg", image_bytes()), ("y.cls", b"1")]
+    )
+
+
+def test_all_faults_of_all_shards_are_named_at_once(tmp_path: Path, write_tar: Callable[..., Path]) -> None:
+    _damaged(write_tar)
+    with pytest.raises(DataError, match="4 faults in the shards") as caught:
+        prepare(_source(tmp_path), tmp_path / "out")
+    _, *lines = caught.value.found.splitlines()
+    for line, words in zip(
+        lines,
+        (
+            "t-0.tar: 0000 comes a second time",
+            "t-0.tar: last has no label",
+            "t-1.tar is cut off: '0003.jpg' needs",
+            "'cat' in ",
+        ),
+        strict=True,
+    ):
+        assert words in line
+    assert "--allow-damaged" in caught.value.do
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_what_is_whole_is_adopted_if_that_is_allowed(tmp_path: Path, write_tar: Callable[..., Path]) -> None:
+    _damaged(write_tar)
+    manifest = prepare(_source(tmp_path, allow_damaged=True), tmp_path / "out")
+    assert load_manifest(tmp_path / "out") == manifest
+    view = open_view(DataView(path="out", split="train"), tmp_path)
+    assert [view.key(n) for n in range(view.samples)] == [f"{n:04d}" for n in [*range(6), *range(3)]]
+    assert [view.read(n) for n in range(9)] == [image_bytes(seed=n % 6) for n in range(9)]
+    assert [(Path(bad.key).name, bad.reason[:22]) for bad in manifest.splits["train"].bad] == [
+        ("t-0.tar", "0000 comes a second ti"),
+        ("t-0.tar", "last has no label amon"),
+        ("t-1.tar", "is cut off: '0003.jpg'"),
+    ]
+    assert manifest.splits["test"].samples == 1
+    found = verify(tmp_path / "out")
+    assert (found.samples, found.known, found.problems) == (10, 4, ())
+
+
+def test_a_shard_cut_off_anywhere_gives_its_whole_samples(
+    tmp_path: Path, write_tar: Callable[..., Path]
+) -> None:
+    content = samples(4)
+    path = write_tar("t-0.tar", content)
+    write_tar("t-1.tar", content)
+    write_tar("e.tar", content)
+    data = path.read_bytes()
+    ends = [data.index(f"{n:04d}.cls".encode()) + 512 + 1 for n in range(4)]
+    for size in range(0, ends[-1] + 600, 251):
+        path.write_bytes(data[:size])
+        manifest = prepare(_source(tmp_path, allow_damaged=True), tmp_path / "out")
+        train = manifest.splits["train"]
+        assert train.samples == 4 + sum(end <= size for end in ends), size
+        assert train.bad
+        assert verify(tmp_path / "out").problems == ()
+
+
+def test_thousands_of_faults_end_the_search(tmp_path: Path, write_tar: Callable[..., Path]) -> None:
+    many = [(f"{n:04d}.cls", b"1") for n in range(1500)]
+    for name in ("t-0", "t-1", "e"):
+        write_tar(f"{name}.tar", many)
+    with pytest.raises(DataError, match=r"1500 faults in the shards") as caught:
+        prepare(_source(tmp_path), tmp_path / "out")
+    assert len(caught.value.found.splitlines()) == 22
+    assert caught.value.found.endswith("and 1480 more")
+
+
+def test_where_json_holds_no_label_txt_does(tmp_path: Path, write_tar: Callable[..., Path]) -> None:
+    """As img2dataset writes them: the caption, and where the image comes from."""
+    about = b'{"caption": "dog", "url": "http://x/1.jpg", "width": 12}'
+    for name in ("t-0", "t-1", "e"):
+        write_tar(
+            f"{name}.tar",
+            [("0.jpg", image_bytes()), ("0.json", about), ("0.txt", b"dog"), ("1.jpg", image_bytes()),
+             ("1.json", b'{"label": 0}'), ("1.txt", b"dog")],
+        )  # fmt: skip
+    prepare(_source(tmp_path, classes=("cat", "dog")), tmp_path / "out")
+    assert open_view(DataView(path="out", split="test"), tmp_path).labels().tolist() == [1, 0]

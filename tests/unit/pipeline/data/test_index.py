@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from pipeline.data.files import file_reader
-from pipeline.data.index import Scan, chunk_digest, finish, load_index, read_blocks, save_index, scan
+from pipeline.data.index import chunk_digest, finish, load_index, read_blocks, save_index
+from pipeline.data.scan import Scan, scan
 from pipeline.errors import DataError
 
-from .conftest import image_bytes, samples
+from .conftest import samples
 
 
 def _scan(path: Path, names: dict[str, int] | None = None) -> Scan:
@@ -50,29 +51,6 @@ def test_chunks_cut_the_shard_without_gaps(write_tar: Callable[..., Path]) -> No
         assert index.chunk_hash[number].tobytes() == chunk_digest(data[start:end])
         start = int(end)
     assert len(index.chunk_end) == 3
-
-
-@pytest.mark.parametrize("edit, found", [
-    (lambda m: [m[0], m[2], m[1], m[3]], r"x\.tar: 0000 has no label"),
-    (lambda m: [*m, *m[:2]], r"x\.tar: 0000 comes a second time"),
-    (lambda m: [m[0], m[1], m[1], *m[2:]], r"x\.tar: 0000 comes a second time"),
-    (lambda m: m[1:], r"x\.tar: 0000 has 0 images"),
-    (lambda m: [m[0], ("0000.png", b"x"), *m[1:]], r"x\.tar: 0000 has 2 images"),
-    (lambda m: [m[0], ("0000.cls", b"cat")], r"'cat' in .*x\.tar: 0000\.cls"),
-    (lambda m: [m[0], ("0000.cls", b"\xff")], r"in .*x\.tar: 0000\.cls"),
-    (lambda m: [m[0], ("0000.json", b"[1]")], r"in .*x\.tar: 0000\.json"),
-    (lambda m: [m[0], ("0000.cls", b"-1")], r"label -1 in .*x\.tar: 0000\.cls"),
-])  # fmt: skip
-def test_incomplete_samples_are_named(write_tar: Callable[..., Path], edit: Callable, found: str) -> None:
-    with pytest.raises(DataError, match=found):
-        _scan(write_tar("x.tar", edit(samples(2))))
-
-
-def test_labels_beyond_the_class_names(write_tar: Callable[..., Path]) -> None:
-    path = write_tar("x.tar", [("a.jpg", image_bytes()), ("a.cls", b"2")])
-    with pytest.raises(DataError, match="label 2 in") as caught:
-        _scan(path, {"dog": 0, "cat": 1})
-    assert "0 to 1" in caught.value.expected
 
 
 def test_a_damaged_index_is_one_message(tmp_path: Path, write_tar: Callable[..., Path]) -> None:

@@ -16,7 +16,7 @@ from .conftest import image_bytes
 def test_numbers(glyphs: Path, train_view: View, test_view: View) -> None:
     shown = summary(glyphs, {"train": train_view, "test": test_view})
     train = shown["splits"]["train"]
-    assert (train["samples"], train["shards"], train["unreadable"]) == (130, 5, 0)
+    assert (train["samples"], train["shards"], train["left_out"]) == (130, 5, [])
     assert train["per_class"] == [10] * 13
     assert train["image_sizes"] == {"height": [32, 32, 32], "width": [32, 32, 32]}
     assert train["bytes"] == sum(path.stat().st_size for path in (glyphs / "train").glob("*.tar"))

@@ -80,6 +80,81 @@ def test_a_damaged_header(write_tar: Callable[..., Path]) -> None:
         _members(path)
 
 
+def _all(path: Path) -> tuple[list[tuple[str, bytes]], list[str]]:
+    """What is whole in a tar, and the faults."""
+    faults: list[DataError] = []
+    with file_reader(path) as read_at:
+        found = members(str(path), path.stat().st_size, read_at, faults.append)
+        whole = [(member.name, read_at(member.offset, member.size)) for member in found]
+    return whole, [fault.found for fault in faults]
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_what_is_whole_before_and_behind_a_damaged_header(
+    write_tar: Callable[..., Path], tar_format: int
+) -> None:
+    content = [(f"{n}.jpg", bytes([n]) * (700 * n)) for n in range(6)]
+    path = write_tar("x.tar", content, tar_format=tar_format)
+    with tarfile.open(path) as tar:
+        place = tar.getmembers()[3].offset_data - 512
+    data = bytearray(path.read_bytes())
+    data[place + 120] ^= 1
+    path.write_bytes(data)
+    whole, faults = _all(path)
+    assert whole == content[:3] + content[4:]
+    assert len(faults) == 1
+    assert f"no valid tar header at byte {place} (last member '2.jpg')" in faults[0]
+
+
+def test_every_place_where_a_tar_may_be_cut_off(write_tar: Callable[..., Path]) -> None:
+    content = [("a.jpg", b"1" * 600), ("b.jpg", b"2" * 1024), ("c.jpg", b"3")]
+    path = write_tar("x.tar", content)
+    data = path.read_bytes()
+    ends = [512 + 600, 1536 + 512 + 1024, 3072 + 512 + 1]
+    for size in range(0, 4096, 37):
+        path.write_bytes(data[:size])
+        whole, faults = _all(path)
+        assert whole == content[: sum(end <= size for end in ends)], size
+        assert len(faults) == 1, size
+        assert "is cut off" in faults[0]
+
+
+def test_tars_put_one_behind_the_other(write_tar: Callable[..., Path]) -> None:
+    """Other readers stop at the first closing block, and nobody is told."""
+    first, second = write_tar("x.tar", [("a.jpg", b"1")]), write_tar("y.tar", [("b.jpg", b"2")])
+    size = first.stat().st_size
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.raises(DataError, match=rf"goes on at byte {size}, behind its closing block at 1024"):
+        _members(first)
+    whole, faults = _all(first)
+    assert whole == [("a.jpg", b"1"), ("b.jpg", b"2")]
+    assert len(faults) == 1
+
+
+def test_a_hole_of_zeros(write_tar: Callable[..., Path]) -> None:
+    """As a download in parts leaves it, of which one did not arrive."""
+    content = [(f"{n}.jpg", bytes([n + 1]) * 900) for n in range(6)]
+    path = write_tar("x.tar", content)
+    data = bytearray(path.read_bytes())
+    data[1536 + 700 : 3 * 1536 + 700] = bytes(2 * 1536)
+    path.write_bytes(data)
+    whole, faults = _all(path)
+    assert whole == [content[0], ("1.jpg", content[1][1][:188] + bytes(712)), *content[4:]]
+    assert len(faults) == 1
+    assert "goes on at byte" in faults[0]
+
+
+def test_a_header_whose_length_is_no_number(write_tar: Callable[..., Path]) -> None:
+    path = write_tar("x.tar", [("a.jpg", b"1"), ("b.jpg", b"2")])
+    data = bytearray(path.read_bytes())
+    data[124:135] = b"9" * 11
+    data[148:156] = b"%06o\0 " % (sum(data[:512]) - sum(data[148:156]) + 8 * 32)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="no valid tar header at byte 0"):
+        _members(path)
+    assert _all(path)[0] == [("b.jpg", b"2")]
+
+
 def test_compressed_tars_name_the_command(write_tar: Callable[..., Path]) -> None:
     path = write_tar("x.tar", [("a.jpg", b"1")])
     path.write_bytes(gzip.compress(path.read_bytes()))
