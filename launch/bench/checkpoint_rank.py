@@ -23,11 +23,10 @@ import torch
 from model.zoo import create_model
 from pipeline.config import EngineSettings, OptimizerSettings
 from pipeline.rundir import write_json
-from pipeline.train.checkpoint import find_checkpoint
 from pipeline.train.engine import create_engine
 from pipeline.train.fragments import Fragment, shapes
 from pipeline.train.interface import BatchShape, Engine
-from pipeline.train.loading import load_fragments
+from pipeline.train.loading import fill_from_newest
 from pipeline.train.saving import Saver
 from pipeline.train.world import World, join_world
 
@@ -112,9 +111,8 @@ def _save(saver: Saver, engine: Engine, step: int, record: dict[str, Any]) -> No
 
 def _load(root: Path, fragments: list[Fragment], whole: dict[str, tuple[int, ...]], world: World) -> None:
     """As a training resumes: find the newest, compare its hashes, fill the fragments."""
-    checkpoint = find_checkpoint(root, world, _refuse)
+    checkpoint = fill_from_newest(root, fragments, whole, world, _refuse)
     assert checkpoint is not None, f"no complete checkpoint in {root}"
-    load_fragments(checkpoint, fragments, whole)
 
 
 def _refuse(message: str) -> None:

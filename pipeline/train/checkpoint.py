@@ -2,31 +2,31 @@
 
     checkpoints/step-000001000/
       rank-00000-of-00016.safetensors   fragments, keys NAME|KIND|START (pipeline/train/fragments.py)
-      rank-00000-of-00016.json          sizes, hash, this rank's meters
+      rank-00000-of-00016.json          where each fragment stands, digests of the file's blocks, meters
       COMPLETE                          JSON: step, position, loader state, digest, shapes, hashes
     checkpoints/best.json               which one is the best, where that is asked for (best.py)
 
 `COMPLETE` is written last, by rename, after the files of all ranks were seen in place (saving.py). A
 directory without it does not exist for us and is swept when the next attempt starts. The newest
 complete one whose hashes agree is the place to resume (loading.py); a damaged one loses its marker,
-and the one before is taken, said aloud.
+and the one before is taken, said aloud. One of another format is refused and left alone.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import EnvironmentUnfit
+from pipeline.errors import ConfigError, EnvironmentUnfit
 from pipeline.rundir import read_json, sync_directory
-from pipeline.train.tensorfile import hash_file
-from pipeline.train.world import World
+from pipeline.train.blocks import Damaged, blocks_of
 
-FORMAT = 1
+FORMAT = 2
 MARKER = "COMPLETE"
 DAMAGED = "DAMAGED"
 
@@ -47,10 +47,8 @@ class Checkpoint:
 
     @property
     def device_seconds(self) -> float:
-        """Seconds × ranks of all attempts. A checkpoint from before this was kept says the seconds of all
-        attempts and the ranks of its own, which is as near as one can come."""
-        record = self.record
-        return float(record.get("device_seconds", record["seconds"] * record["world"]))
+        """Seconds × ranks of all attempts."""
+        return float(self.record["device_seconds"])
 
 
 def directory_of(root: Path, step: int) -> Path:
@@ -63,55 +61,73 @@ def stem_of(rank: int, size: int) -> str:
 
 
 def complete_checkpoints(root: Path) -> list[Checkpoint]:
-    """Those with a readable marker, newest first."""
+    """Those with a readable marker, newest first.
+
+    Raises:
+        ConfigError: one was written by another version of vitline.
+    """
     found = []
     for path in sorted(root.glob("step-*"), reverse=True):
         try:
             record = read_json(path / MARKER)
         except ValueError:  # a torn marker: possible only if someone copied files by hand
             continue
-        if record is not None and record.get("format") == FORMAT:
+        if record is not None:
+            check_format(record, path)
             found.append(Checkpoint(path, record))
     return found
 
 
-def find_checkpoint(root: Path, world: World, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest complete checkpoint whose hashes agree, or None. All ranks together: each hashes its
-    share of the files. `warn` is told about each damaged one, which loses its marker."""
-    for path in world.from_first([c.path for c in complete_checkpoints(root)]):
-        record = read_json(path / MARKER)
-        assert record is not None, f"{path} lost its marker while it was looked at"
-        checkpoint = Checkpoint(path, record)
-        damages = [d for d in world.gather(damage(checkpoint, world.rank, world.size)) if d is not None]
-        if not damages:
-            return checkpoint
-        warn(f"checkpoint {path.name} is damaged ({damages[0]}); going back to the one before")
-        if world.rank == 0:
-            (path / MARKER).rename(path / DAMAGED)
-            sync_directory(path)
-        world.barrier()
+def check_format(record: Mapping[str, Any], where: object) -> None:
+    """Refuse what another version wrote: taken for incomplete, it would be swept."""
+    if record.get("format") != FORMAT:
+        raise ConfigError(
+            f"{where} is a checkpoint of format {record.get('format')}",
+            f"format {FORMAT}, which this version of vitline reads and writes",
+            "finish this training with the version that began it, or give the run another name",
+        )
+
+
+def mark_damaged(checkpoint: Checkpoint) -> None:
+    """Take its marker away, on rank 0."""
+    (checkpoint.path / MARKER).rename(checkpoint.path / DAMAGED)
+    sync_directory(checkpoint.path)
+
+
+def damage(checkpoint: Checkpoint) -> str | None:
+    """The first fault among its files: gone, another size, another hash. None: all well."""
+    try:
+        for name in sorted(checkpoint.record["files"]):
+            check_file(checkpoint, name)
+    except Damaged as fault:
+        return str(fault)
     return None
 
 
-def damage(checkpoint: Checkpoint, part: int = 0, parts: int = 1) -> str | None:
-    """The first fault among this part of the files: gone, another size, another hash. None: all well."""
-    for name, expected in sorted(checkpoint.record["files"].items())[part::parts]:
-        path = checkpoint.path / name
-        try:
-            found = hash_file(path)
-        except FileNotFoundError:
-            return f"{name} is gone"
-        except OSError as error:
-            raise EnvironmentUnfit(
-                f"{path} cannot be read: {error.strerror}",
-                "a readable checkpoint",
-                "check the disk, then run again",
-            ) from error
-        if found.bytes != expected["bytes"]:
-            return f"{name} has {found.bytes} bytes, expected {expected['bytes']}"
-        if found.sha256 != expected["sha256"]:
-            return f"the hash of {name} does not agree"
-    return None
+def check_file(checkpoint: Checkpoint, name: str) -> None:
+    """Raises Damaged if the file `name` is not the one that the checkpoint's marker means."""
+    expected = checkpoint.record["files"][name]
+    with reading(checkpoint.path / name):
+        found = blocks_of(checkpoint.path / name)
+    if found.size != expected["bytes"]:
+        raise Damaged(f"{name} has {found.size} bytes, expected {expected['bytes']}")
+    if found.hash != expected["hash"]:
+        raise Damaged(f"the hash of {name} does not agree")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say what it means that `path` cannot be read inside."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise Damaged(f"{path.name} is gone") from None
+    except OSError as error:
+        raise EnvironmentUnfit(
+            f"{path} cannot be read: {error.strerror}",
+            "a readable checkpoint",
+            "check the disk, then run again",
+        ) from error
 
 
 def sweep(root: Path) -> list[str]:

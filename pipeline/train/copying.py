@@ -21,9 +21,9 @@ from typing import Any
 
 from pipeline.errors import EnvironmentUnfit, VitlineError
 from pipeline.rundir import sync_directory, write_atomic
-from pipeline.train.checkpoint import MARKER, Checkpoint, remove, stem_of
+from pipeline.train.blocks import Damaged
+from pipeline.train.checkpoint import MARKER, Checkpoint, check_file, remove, stem_of
 from pipeline.train.remote import RemoteCheckpoint, RemoteCheckpoints, remote_name
-from pipeline.train.tensorfile import hash_file
 from pipeline.train.world import World
 
 _LOOK_S = 0.5  # between two looks of rank 0 at the others' files
@@ -109,7 +109,7 @@ class Copier:
             files: dict[str, Any] = checkpoint.record["files"]
             stem = stem_of(self._world.rank, self._world.size)
             for file in (f"{stem}.safetensors", f"{stem}.json"):
-                _check(checkpoint.path / file, files[file])
+                check_file(checkpoint, file)
                 self._remote.upload(name, checkpoint.path / file)
             if self._world.rank == 0 and self._all_there(name, files):
                 self._remote.mark(name, marker)
@@ -137,14 +137,6 @@ class Copier:
                         f"{file} did not appear", "the files of all ranks", "check the other ranks' network"
                     )
         return True
-
-
-def _check(path: Path, expected: dict[str, Any]) -> None:
-    found = hash_file(path)
-    if (found.bytes, found.sha256) != (expected["bytes"], expected["sha256"]):
-        raise EnvironmentUnfit(
-            f"the hash of {path.name} does not agree", "the file as it was written", "check the local disk"
-        )
 
 
 def fetch_newer(
@@ -183,12 +175,12 @@ def _make_room(path: Path) -> None:
 
 def _fetch(remote: RemoteCheckpoints, found: RemoteCheckpoint, path: Path, world: World) -> str | None:
     """Fetch this rank's share of the files; the first fault."""
-    for file, expected in sorted(found.record["files"].items())[world.rank :: world.size]:
+    for file in sorted(found.record["files"])[world.rank :: world.size]:
         if remote.size(found.name, file) is None:
             return f"{file} is gone"
-        written = remote.download(found.name, file, path / file)
-        if written.bytes != expected["bytes"]:
-            return f"{file} has {written.bytes} bytes, expected {expected['bytes']}"
-        if written.sha256 != expected["sha256"]:
-            return f"the hash of {file} does not agree"
+        remote.download(found.name, file, path / file)
+        try:
+            check_file(Checkpoint(path, found.record), file)
+        except Damaged as fault:
+            return str(fault)
     return None

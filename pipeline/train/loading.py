@@ -1,112 +1,191 @@
 """Reads a checkpoint into the fragments that this rank owns now, or into whole tensors for export.
 
 It does not matter by how many ranks, at which stage or by which engine it was written: each fragment
-is filled from whatever stored ranges overlap it, and only those bytes are read.
+is filled from whatever stored ranges overlap it. Only the blocks of the files in which these lie are read,
+once, into the memory where they belong, and checked there (blocks.py).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from pipeline.errors import ConfigError, DataError
-from pipeline.train.checkpoint import Checkpoint
+from pipeline.errors import ConfigError, DataError, EnvironmentUnfit
+from pipeline.train.blocks import Blocks, Damaged, Piece, read_pieces
+from pipeline.train.checkpoint import (
+    Checkpoint,
+    check_file,
+    complete_checkpoints,
+    mark_damaged,
+    reading,
+)
+from pipeline.train.fileindex import decode
 from pipeline.train.fragments import MASTER, Fragment
+from pipeline.train.world import World
+
+_BYTES = 4  # of a float32
+
+Newer = Callable[[Checkpoint | None], Checkpoint | None]
+"""Given the newest checkpoint that is here, one that is newer, or the same; all ranks together."""
 
 
 @dataclass(frozen=True)
 class _Range:
-    """Elements [start, start + numel) of one stored tensor."""
+    """Elements [start, start + numel) of a flattened tensor, which begin at byte `at` of a file."""
 
-    file: Path
-    key: str
+    file: str
+    at: int
     start: int
     numel: int
 
 
-def load_fragments(
+@dataclass(frozen=True)
+class _Stored:
+    """Where each (name, kind) lies, over the files of all ranks, and what these must hold."""
+
+    directory: Path
+    ranges: Mapping[tuple[str, str], list[_Range]]
+    blocks: Mapping[str, Blocks]
+
+    def pieces(self, name: str, kind: str, start: int, into: torch.Tensor) -> list[tuple[str, Piece]]:
+        """Which bytes of which file are elements [start, start + len(into)) of a tensor, `into` being where
+        they go (1-d, float32, contiguous, on the CPU).
+
+        Raises:
+            DataError: the checkpoint does not hold all of them.
+        """
+        memory = into.detach().numpy().data.cast("B") if len(into) else memoryview(b"")
+        found, filled = [], 0
+        for stored in self.ranges.get((name, kind), []):
+            first = max(stored.start, start)
+            last = min(stored.start + stored.numel, start + len(into))
+            if first < last:
+                at = stored.at + (first - stored.start) * _BYTES
+                part = memory[(first - start) * _BYTES : (last - start) * _BYTES]
+                found.append((stored.file, (at, part)))
+                filled += last - first
+        if filled != len(into):
+            raise DataError(
+                f"{filled} of {len(into)} elements of {name} ({kind}) in {self.directory.name}",
+                "all of them",
+                "the checkpoint is of another optimizer, or not whole; remove it to use the one before",
+            )
+        return found
+
+    def read(self, pieces: list[tuple[str, Piece]]) -> None:
+        """Raises Damaged."""
+        by_file: dict[str, list[Piece]] = {}
+        for file, piece in pieces:
+            by_file.setdefault(file, []).append(piece)
+        for file, wanted in by_file.items():
+            path = self.directory / file
+            with reading(path):
+                read_pieces(path, self.blocks[file], wanted)
+
+
+def fill_from_newest(
+    root: Path,
+    fragments: list[Fragment],
+    shapes: Mapping[str, tuple[int, ...]],
+    world: World,
+    warn: Callable[[str], None],
+    newer: Newer | None = None,
+) -> Checkpoint | None:
+    """Fill `fragments` in place from the newest complete checkpoint whose hashes agree, or return None. All
+    ranks together: each checks what it reads, and what one finds damaged nobody uses.
+
+    Args:
+        shapes: of all parameters; ConfigError when the checkpoint is of another model.
+        warn: told about each damaged one, which loses its marker.
+        newer: where else to look.
+    """
+    while True:
+        here: Checkpoint | None = world.on_first(lambda: next(iter(complete_checkpoints(root)), None))
+        checkpoint = here if newer is None else newer(here)
+        if checkpoint is None:
+            return None
+        damages = [fault for fault in world.gather(_fill(checkpoint, fragments, shapes)) if fault is not None]
+        if not damages:
+            return checkpoint
+        if here is None or checkpoint.path != here.path:
+            raise EnvironmentUnfit(
+                f"{checkpoint.path} was fetched whole and is damaged now ({damages[0]})",
+                "a disk that keeps what is written to it",
+                "check the disk, then run again",
+            )
+        warn(f"checkpoint {checkpoint.path.name} is damaged ({damages[0]}); going back to the one before")
+        if world.rank == 0:
+            mark_damaged(checkpoint)
+        world.barrier()
+
+
+def _fill(
     checkpoint: Checkpoint, fragments: list[Fragment], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Fill `fragments` in place. Raises ConfigError when the checkpoint is of another model."""
+) -> str | None:
+    """What is damaged; None: all fragments are filled."""
     _check_shapes(checkpoint, shapes)
-    stored = _index(checkpoint)
-    with ExitStack() as stack:
-        reader = _Reader(stack)
-        for fragment in fragments:
-            ranges = stored.get((fragment.name, fragment.kind), [])
-            filled = sum(_copy(reader, found, fragment.start, fragment.data) for found in ranges)
-            if filled != len(fragment.data):
-                raise DataError(
-                    f"{filled} of {len(fragment.data)} elements of {fragment.name} ({fragment.kind}) in "
-                    f"{checkpoint.path.name}",
-                    "all of them",
-                    "the checkpoint is of another optimizer, or not whole; remove it to use the one before",
-                )
+    try:
+        stored = _stored(checkpoint)
+        # A GPU's fragments pass through host memory, as they did when they were saved.
+        hosts = [
+            f.data if f.data.device.type == "cpu" else torch.empty(len(f.data), dtype=torch.float32)
+            for f in fragments
+        ]
+        pieces = [
+            piece
+            for fragment, host in zip(fragments, hosts, strict=True)
+            for piece in stored.pieces(fragment.name, fragment.kind, fragment.start, host)
+        ]
+        stored.read(pieces)
+    except Damaged as fault:
+        return str(fault)
+    for fragment, host in zip(fragments, hosts, strict=True):
+        if host is not fragment.data:
+            fragment.data.copy_(host)
+    return None
 
 
 @contextmanager
 def whole_reader(checkpoint: Checkpoint, kind: str = MASTER) -> Iterator[Callable[[str], torch.Tensor]]:
     """While inside, a function that reads a parameter's whole `kind` by its name, on the CPU."""
-    stored = _index(checkpoint)
-    with ExitStack() as stack:
-        reader = _Reader(stack)
+    try:
+        stored = _stored(checkpoint)
 
         def read(name: str) -> torch.Tensor:
             whole = torch.empty(checkpoint.record["shapes"][name], dtype=torch.float32)
-            flat = whole.view(-1)
-            filled = sum(_copy(reader, found, 0, flat) for found in stored.get((name, kind), []))
-            assert filled == len(flat), (
-                f"{checkpoint.path} holds {filled} of {len(flat)} elements of {name} ({kind})"
-            )
+            stored.read(stored.pieces(name, kind, 0, whole.view(-1)))
             return whole
 
         yield read
+    except Damaged as fault:
+        raise DataError(
+            f"checkpoint {checkpoint.path} is damaged ({fault})",
+            "the files as they were written",
+            "remove it, and run again to use the one before",
+        ) from fault
 
 
-class _Reader:
-    """Opens each file once."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._open: dict[Path, Any] = {}
-
-    def __call__(self, file: Path, key: str, first: int, last: int) -> torch.Tensor:
-        if file not in self._open:
-            self._open[file] = self._stack.enter_context(safe_open(str(file), framework="pt"))
-        part: torch.Tensor = self._open[file].get_slice(key)[first:last]
-        return part
-
-
-def _index(checkpoint: Checkpoint) -> dict[tuple[str, str], list[_Range]]:
-    """Where each (name, kind) lies, over the files of all ranks."""
-    stored: dict[tuple[str, str], list[_Range]] = {}
+def _stored(checkpoint: Checkpoint) -> _Stored:
+    """From the indexes of all ranks. Raises Damaged."""
+    ranges: dict[tuple[str, str], list[_Range]] = {}
+    blocks = {}
     for name in checkpoint.record["files"]:
-        if not name.endswith(".json"):
+        path = checkpoint.path / name
+        if path.suffix != ".json":
             continue
-        file = (checkpoint.path / name).with_suffix(".safetensors")
-        for key, numel in json.loads((checkpoint.path / name).read_bytes())["numel"].items():
+        with reading(path):
+            check_file(checkpoint, name)
+            index = decode(path.read_bytes())
+        file = path.with_suffix(".safetensors").name
+        blocks[file] = index.blocks
+        for key, (at, numel) in index.tensors.items():
             parameter, kind, start = key.split("|")
-            stored.setdefault((parameter, kind), []).append(_Range(file, key, int(start), numel))
-    return stored
-
-
-def _copy(reader: _Reader, stored: _Range, start: int, into: torch.Tensor) -> int:
-    """Copy where `stored` overlaps elements [start, start + len(into)); the number copied."""
-    first = max(stored.start, start)
-    last = min(stored.start + stored.numel, start + len(into))
-    if last <= first:
-        return 0
-    into[first - start : last - start] = reader(
-        stored.file, stored.key, first - stored.start, last - stored.start
-    )
-    return last - first
+            ranges.setdefault((parameter, kind), []).append(_Range(file, at, int(start), numel))
+    return _Stored(checkpoint.path, ranges, blocks)
 
 
 def _check_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -21,20 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
-
 from pipeline.data.remote import GaveUp, keep_trying
-from pipeline.errors import ConfigError, EnvironmentUnfit
-from pipeline.train.checkpoint import FORMAT, MARKER, outlived
-from pipeline.train.tensorfile import Written, hash_file
+from pipeline.data.writable import open_directory
+from pipeline.errors import EnvironmentUnfit
+from pipeline.train.checkpoint import MARKER, check_format, outlived
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _TRIES = 5
-_READ_ONLY = ("http", "https")
-# They have no directories to make; s3fs would make a mistyped bucket.
-_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oci", "memory"}
-_EXTRAS = {"s3": "s3", "gs": "gcs"}
 
 
 @dataclass(frozen=True)
@@ -63,27 +57,9 @@ class RemoteCheckpoints:
 
     def __init__(self, url: str, digest: str) -> None:
         """Raises ConfigError for a URL that nothing can write to, EnvironmentUnfit for a missing package."""
-        scheme = url.partition("://")[0] if "://" in url else "file"
-        if scheme in _READ_ONLY:
-            raise ConfigError(
-                f"checkpoint.remote {url!r}", "a URL that can be written to", "use s3://, gs:// or a path"
-            )
-        try:
-            self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        except ImportError as error:
-            extra = _EXTRAS.get(scheme)
-            raise EnvironmentUnfit(
-                f"checkpoint.remote {url!r} needs a package that is not installed ({error})",
-                "a package that reads and writes such URLs",
-                f"pip install 'vitline[{extra}]' from the checkout" if extra else "install the named package",
-            ) from error
-        except ValueError as error:
-            raise ConfigError(
-                f"checkpoint.remote {url!r} ({error})", "a URL that fsspec knows", "correct it"
-            ) from error
+        self._files, root, self._flat = open_directory(url, "checkpoint.remote")
         self.url = url
-        self._root = f"{root.rstrip('/')}/{digest}"
-        self._flat = scheme in _OBJECT_STORES
+        self._root = f"{root}/{digest}"
 
     def check(self) -> None:
         """Prove that it can be written to, before a training relies on it."""
@@ -99,6 +75,7 @@ class RemoteCheckpoints:
             marker = self._again(f"reading {path}", partial(self._get, path))
             record = _record(marker)
             if record is not None and marker is not None:
+                check_format(record, f"{self.url}: {name}")
                 found.append(RemoteCheckpoint(name, marker, record))
         return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.name), reverse=True)
 
@@ -127,11 +104,10 @@ class RemoteCheckpoints:
         """Complete a checkpoint: all its files are there."""
         self._again("completing a checkpoint", lambda: self._put(f"{self._root}/{name}/{MARKER}", marker))
 
-    def download(self, name: str, file: str, to: Path) -> Written:
-        """Fetch one file; its size and hash as it arrived."""
+    def download(self, name: str, file: str, to: Path) -> None:
+        """Fetch one file."""
         there = f"{self._root}/{name}/{file}"
         self._again(f"fetching {there}", lambda: self._files.get_file(there, str(to)))
-        return hash_file(to)
 
     def retain(self, keep: int, keep_every: int | None, spare: Collection[int] = ()) -> None:
         """Remove what has outlived its use but for the steps in `spare`, marker first."""
@@ -140,6 +116,9 @@ class RemoteCheckpoints:
             for checkpoint in found:
                 if checkpoint.step == step and step not in spare:
                     self._remove(checkpoint.name)
+
+    def remove(self, checkpoint: RemoteCheckpoint) -> None:
+        self._remove(checkpoint.name)
 
     def sweep(self) -> None:
         """Remove what no attempt completed; before an attempt's first copy."""
@@ -197,9 +176,9 @@ class RemoteCheckpoints:
 
 
 def _record(marker: bytes | None) -> dict[str, Any] | None:
-    """The content of a marker; None for one that is not there, torn, or of another format."""
+    """The content of a marker; None for one that is not there or torn."""
     try:
         record = json.loads(marker or b"null")
     except ValueError:
         return None
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+    return record if isinstance(record, dict) else None

@@ -11,7 +11,6 @@ complete anything. The thread sends nothing to other ranks, so it cannot disturb
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,11 +23,13 @@ import torch
 from pipeline.errors import EnvironmentUnfit
 from pipeline.rundir import sync_directory, write_atomic, write_json
 from pipeline.train.best import write_best
+from pipeline.train.blocks import blocks_of
 from pipeline.train.cadence import SaveCost
 from pipeline.train.checkpoint import FORMAT, MARKER, Checkpoint, directory_of, remove, retain, stem_of
 from pipeline.train.copying import Copier
+from pipeline.train.fileindex import FileIndex, decode, encode
 from pipeline.train.fragments import Fragment
-from pipeline.train.tensorfile import hash_file, write_tensors
+from pipeline.train.tensorfile import write_tensors
 from pipeline.train.world import World
 
 
@@ -153,14 +154,8 @@ class Saver:
         began = time.perf_counter()
         try:
             written = write_tensors(path / f"{stem}.safetensors", copies)
-            index = {
-                "format": FORMAT,
-                "bytes": written.bytes,
-                "sha256": written.sha256,
-                "numel": {key: tensor.numel() for key, tensor in copies.items()},
-                "meters": dict(meters),
-            }
-            write_atomic(path / f"{stem}.json", json.dumps(index).encode())
+            tensors = {key: (written.at[key], tensor.numel()) for key, tensor in copies.items()}
+            write_atomic(path / f"{stem}.json", encode(FileIndex(written.blocks, tensors), meters))
             save.write_s = time.perf_counter() - began
         except Exception as error:  # told to all ranks by `complete`
             save.fault = error
@@ -170,17 +165,16 @@ class Saver:
         for rank in range(self._world.size):
             stem = stem_of(rank, self._world.size)
             index_path = save.path / f"{stem}.json"
-            index = json.loads(index_path.read_bytes())
+            stored = decode(index_path.read_bytes()).blocks
             found = (save.path / f"{stem}.safetensors").stat().st_size
-            if found != index["bytes"]:
+            if found != stored.size:
                 raise EnvironmentUnfit(
                     f"{stem}.safetensors of {save.path} has {found} bytes",
-                    f"the {index['bytes']} that rank {rank} wrote",
+                    f"the {stored.size} that rank {rank} wrote",
                     "check the file system that the ranks share",
                 )
-            files[f"{stem}.safetensors"] = {"bytes": index["bytes"], "sha256": index["sha256"]}
-            json_hash = hash_file(index_path)
-            files[f"{stem}.json"] = {"bytes": json_hash.bytes, "sha256": json_hash.sha256}
+            for name, blocks in ((f"{stem}.safetensors", stored), (f"{stem}.json", blocks_of(index_path))):
+                files[name] = {"bytes": blocks.size, "hash": blocks.hash}
         sync_directory(save.path)
         self._check_fence()
         record = {**save.record, "format": FORMAT, "step": save.step, "files": files}

@@ -5,6 +5,7 @@ adapted to the new classes and image size; from scratch, with weights drawn from
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
@@ -21,12 +22,12 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.events import read_events
 from pipeline.train.attempt import Attempt
 from pipeline.train.average import PolyakAverage
-from pipeline.train.checkpoint import Checkpoint, find_checkpoint, sweep
+from pipeline.train.checkpoint import Checkpoint, sweep
 from pipeline.train.copying import fetch_newer
 from pipeline.train.engine import in_parts
 from pipeline.train.fragments import shapes
 from pipeline.train.interface import BatchShape, Engine
-from pipeline.train.loading import load_fragments
+from pipeline.train.loading import fill_from_newest
 from pipeline.train.network import network_of
 from pipeline.train.objective import masked_model
 from pipeline.train.remote import RemoteCheckpoints
@@ -128,12 +129,10 @@ def load_newest(
     remote: RemoteCheckpoints | None = None,
 ) -> Checkpoint | None:
     """Load the newest good checkpoint into the engine, if there is one."""
-    root = attempt.job.checkpoints
-    checkpoint = find_checkpoint(root, attempt.world, attempt.warn)
-    if remote is not None:
-        checkpoint = fetch_newer(remote, root, checkpoint, attempt.world, attempt.warn)
+    root, world, warn = attempt.job.checkpoints, attempt.world, attempt.warn
+    fragments = engine.fragments() + (average.fragments if average else [])
+    newer = None if remote is None else partial(fetch_newer, remote, root, world=world, warn=warn)
+    checkpoint = fill_from_newest(root, fragments, whole_shapes, world, warn, newer)
     if checkpoint is not None:
-        fragments = engine.fragments() + (average.fragments if average else [])
-        load_fragments(checkpoint, fragments, whole_shapes)
         engine.loaded(int(checkpoint.record["updates"]), checkpoint.record.get("loss_scaler"))
     return checkpoint

@@ -2,7 +2,8 @@
 
 SIGTERM, SIGUSR1 and SIGINT (torchrun and Slurm pass them on), the file `stop` in the job's directory,
 a time limit, and a callable of the caller (Ray's preemption notice). All lead to the same: agreed by
-the ranks at the next step boundary, a checkpoint, exit code 75.
+the ranks at the next step boundary, a checkpoint, exit code 75. Imports nothing large: a worker calls
+`remember_signals` before it imports PyTorch.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _UNITS_S = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _POLL_S = 1.0  # between two looks at the file, which may lie on a slow file system
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_remembered: set[int] = set()
 
 
 class StopSwitch:
@@ -64,6 +66,16 @@ def seconds_in(text: str, units: str = "hms") -> float:
     return float(sum(int(n or 0) * _UNITS_S[unit] for unit, n in zip(units, found.groups(), strict=True)))
 
 
+def remember_signals() -> None:
+    """From now on a signal does not end this process: `signals_turn_on` will hand it to the switch."""
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        _remembered.add(number)
+
+    for number in SIGNALS:
+        signal.signal(number, remember)
+
+
 @contextmanager
 def signals_turn_on(switch: StopSwitch) -> Iterator[None]:
     """While inside, the signals turn the switch on. For the main thread of a process of its own only.
@@ -86,6 +98,8 @@ def signals_turn_on(switch: StopSwitch) -> Iterator[None]:
         switch.turn_on()
 
     before = {number: signal.signal(number, handler) for number in SIGNALS}
+    if _remembered:
+        switch.turn_on()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     listener = threading.Thread(target=listen, name="signals", daemon=True)
     listener.start()

@@ -1,4 +1,4 @@
-"""Writes a safetensors file in one pass, with its hash, without holding the interpreter lock.
+"""Writes a safetensors file in one pass, with the hashes of its blocks, without holding the interpreter lock.
 
 safetensors' own `save_file` copies every tensor to a bytes object first and must be read back to be hashed;
 here each tensor goes from its memory to the file and into the hash. Any safetensors reader reads the
@@ -15,16 +15,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.tensor_header import header_bytes
+from pipeline.train.blocks import BLOCK, Blocks, Hasher
 
 if TYPE_CHECKING:
     # Its tensors are only asked for their memory; the driver hashes files and has no PyTorch.
     import torch
 
-_STRIDE = 64 * 2**20  # bytes written and hashed at a time
-
 
 @dataclass(frozen=True)
 class Written:
+    """A file, and the byte at which each tensor stands in it."""
+
+    blocks: Blocks
+    at: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a file is known by wherever it lies."""
+
     bytes: int
     sha256: str
 
@@ -32,28 +41,31 @@ class Written:
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> Written:
     """Write float32 tensors (1-d, contiguous, on the CPU) beside `path`, flush, rename."""
     header = _header(tensors)
-    digest = hashlib.sha256(header)
-    size = len(header)
+    hasher = Hasher()
+    size, at = len(header), {}
     beside = path.with_name(f".{path.name}.partial")
     with beside.open("wb", buffering=0) as file:
         file.write(header)
-        for tensor in tensors.values():
+        hasher.update(memoryview(header))
+        for key, tensor in tensors.items():
             raw = tensor.numpy().data.cast("B") if tensor.numel() else memoryview(b"")
-            for start in range(0, len(raw), _STRIDE):
-                part = raw[start : start + _STRIDE]
-                _write_all(file.fileno(), part)
-                digest.update(part)
+            at[key] = size
             size += len(raw)
+            # A block at a time: what was just read to be written is hashed from the cache.
+            for start in range(0, len(raw), BLOCK):
+                part = raw[start : start + BLOCK]
+                _write_all(file.fileno(), part)
+                hasher.update(part)
         os.fsync(file.fileno())
     beside.replace(path)
-    return Written(size, digest.hexdigest())
+    return Written(hasher.blocks(), at)
 
 
-def hash_file(path: Path) -> Written:
-    """Size and hash of what `path` holds now."""
+def hash_file(path: Path) -> Identity:
+    """Size and SHA-256 of what `path` holds now."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return Written(file.tell(), digest)
+        return Identity(file.tell(), digest)
 
 
 def _header(tensors: Mapping[str, torch.Tensor]) -> bytes:

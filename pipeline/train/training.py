@@ -168,8 +168,8 @@ def _go_back(parts: Parts, run: Training, fault: Rewind) -> int:
 
 
 def _quarantine(checkpoint: Checkpoint) -> list[Bad]:
-    """Samples that could not be decoded until then; older checkpoints do not say."""
-    return [Bad(*sample) for sample in checkpoint.record.get("quarantine", ())]
+    """Samples that could not be decoded until then."""
+    return [Bad(*sample) for sample in checkpoint.record["quarantine"]]
 
 
 def _start_event(parts: Parts, step: int) -> dict[str, Any]:

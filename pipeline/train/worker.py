@@ -22,6 +22,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline.train.stopping import (
+    StopSwitch,
+    end_with_parent,
+    remember_signals,
+    seconds_in,
+    signals_turn_on,
+)
+
+if __name__ == "__main__":
+    # Before PyTorch is imported, for seconds, in which a signal would end the process with -15.
+    remember_signals()
+
 import model
 import pipeline.errors
 from pipeline.config import EvaluateJob, ProbeJob, TrainJob
@@ -40,7 +52,6 @@ from pipeline.train.attempt import Attempt, rank_log
 from pipeline.train.evaluating import run_evaluation
 from pipeline.train.faults import disk_faults_named, lost_rank
 from pipeline.train.probing import run_probe
-from pipeline.train.stopping import StopSwitch, end_with_parent, seconds_in, signals_turn_on
 from pipeline.train.training import run_training
 from pipeline.train.world import World, join_world
 

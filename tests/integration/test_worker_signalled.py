@@ -154,6 +154,29 @@ def test_an_evaluation_stops_between_batches_and_is_done_again(
     assert result["metrics"]["eval/n"] == 18
 
 
+# What `python -m pipeline.train.worker JOB` does, signalled when it begins to import PyTorch.
+SIGNALLED_EARLY = """
+import os, runpy, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Finder())
+runpy.run_module("pipeline.train.worker", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_signal_before_pytorch_is_imported_is_heard_at_the_first_poll(run_dir: Path) -> None:
+    job = add_training(run_dir, "early")
+    command = [sys.executable, "-c", SIGNALLED_EARLY, str(job.job), "--device=cpu"]
+    ended = subprocess.run(command, env=environment(), timeout=TIMEOUT_S, check=False)
+    assert ended.returncode == 75
+    assert [e["step"] for e in of_kind(job, "stopped")] == [0]
+
+
 # The compiler that torch.compile starts: the first time the whole group is signalled while it runs. No shell
 # script, because a shell clears the mask of signals.
 COMPILER = """#!{python}

@@ -26,12 +26,11 @@ from pipeline.config import EngineSettings, OptimizerSettings
 from pipeline.errors import TrainingError
 from pipeline.train import zero
 from pipeline.train.average import PolyakAverage
-from pipeline.train.checkpoint import find_checkpoint
 from pipeline.train.engine import create_engine, in_parts
 from pipeline.train.fragments import MASTER, Fragment, shapes
 from pipeline.train.health import self_test
 from pipeline.train.interface import BatchShape, Engine
-from pipeline.train.loading import load_fragments
+from pipeline.train.loading import fill_from_newest
 from pipeline.train.saving import Saver
 from pipeline.train.world import World, join_world
 
@@ -151,9 +150,9 @@ def load(
     world: World,
 ) -> int:
     """Load the newest checkpoint; the steps done in it."""
-    checkpoint = find_checkpoint(Path(directory), world, lambda message: None)
+    owned = engine.fragments() + (average.fragments if average else [])
+    checkpoint = fill_from_newest(Path(directory), owned, whole, world, lambda message: None)
     assert checkpoint is not None, f"nothing to load in {directory}"
-    load_fragments(checkpoint, engine.fragments() + (average.fragments if average else []), whole)
     engine.loaded(checkpoint.record["updates"], checkpoint.record["loss_scaler"])
     return checkpoint.step
 

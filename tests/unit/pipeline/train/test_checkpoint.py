@@ -3,23 +3,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from pydantic import ValidationError
 
-from model.weights.files import load_weights
 from pipeline.config import CheckpointSettings
-from pipeline.errors import StopRequested
+from pipeline.errors import ConfigError, StopRequested
 from pipeline.events import read_events
 from pipeline.rundir import JobDir, write_json
-from pipeline.train.checkpoint import FORMAT, MARKER, Checkpoint, complete_checkpoints, outlived, retain
-from pipeline.train.samplelog import read_sample_log
+from pipeline.train.checkpoint import FORMAT, MARKER, complete_checkpoints, outlived, retain
 from pipeline.train.worker import run
 from tests.helpers.train_jobs import stop_after
-
-FIRST_FORMAT = (
-    *("format", "step", "files", "position", "updates", "loader", "digest", "generation", "world", "engine"),
-    *("shapes", "seconds", "figures"),
-)
 
 
 @pytest.mark.parametrize(
@@ -66,23 +58,24 @@ def test_a_training_saves_by_itself_and_keeps_what_it_was_told_to(
     assert [checkpoint.step for checkpoint in complete_checkpoints(kept.checkpoints)] == [12, 10, 6]
 
 
-def test_a_checkpoint_of_the_first_format_is_gone_on_from(
+def test_a_checkpoint_of_another_format_is_refused_and_left_alone(
     run_dir: Path, add_job: Callable[..., JobDir]
 ) -> None:
-    whole, job = add_job("whole"), add_job()
-    run(run_dir, "whole", device="cpu")
+    job = add_job()
     with pytest.raises(StopRequested):
         run(run_dir, "aaaa", stop_asked=stop_after(6), device="cpu")
     [newest] = complete_checkpoints(job.checkpoints)[:1]
-    # What it did not hold yet: device seconds, quarantine, rewinds.
-    first_format = {key: newest.record[key] for key in FIRST_FORMAT} | {"seconds": 1000.0, "world": 3}
-    write_json(newest.path / MARKER, first_format)
-    assert Checkpoint(newest.path, first_format).device_seconds == 3000
-    metrics = run(run_dir, "aaaa", device="cpu")["metrics"]
-    assert metrics["cost/device_hours"] > 3000 / 3600
-    assert read_sample_log(job) == read_sample_log(whole)
-    ours, theirs = (load_weights(j.weights)[0] for j in (job, whole))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    write_json(newest.path / MARKER, newest.record | {"format": 1})
+    for _ in range(2):
+        with pytest.raises(
+            ConfigError, match=rf"{newest.path} is a checkpoint of format 1\n.*format {FORMAT},"
+        ):
+            run(run_dir, "aaaa", device="cpu")
+    assert (newest.path / MARKER).exists()
+    assert sorted(path.name for path in newest.path.iterdir())[1:] == [
+        "rank-00000-of-00001.json",
+        "rank-00000-of-00001.safetensors",
+    ]
 
 
 @pytest.mark.parametrize(
