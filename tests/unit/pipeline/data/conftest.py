@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import DataView, GlyphsSource, WriteSettings
+from pipeline.config import CacheSettings, DataView, GlyphsSource, WebdatasetSource, WriteSettings
 from pipeline.data import assemble
 from pipeline.data.view import View, open_view
 from pipeline.data.write import prepare
@@ -29,6 +29,35 @@ def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         directory,
     )
     return directory
+
+
+WRITE = WriteSettings(shard_samples=40, chunk_bytes=20_000)
+
+
+@pytest.fixture(scope="session")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory whose `local` is 120 train and 20 test drawings of 10 classes, for stores to serve: shards
+    train/000000 … 000002 and test/000000, in chunks of a few samples."""
+    root = tmp_path_factory.mktemp("drawings")
+    glyphs = GlyphsSource(source="glyphs", classes=10, train_per_class=12, test_per_class=2, write=WRITE)
+    prepare(glyphs, root / "local")
+    return root
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Callable[[str], WebdatasetSource]:
+    """The shards of `drawings` under a URL, as a dataset that adopts them, with a cache of the test's own."""
+
+    def source(url: str) -> WebdatasetSource:
+        return WebdatasetSource(
+            source="webdataset",
+            train=f"{url}/train/{{000000..000002}}.tar",
+            test=f"{url}/test/000000.tar",
+            cache=CacheSettings(directory=str(tmp_path / "cache")),
+            write=WRITE,
+        )
+
+    return source
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,15 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import (
-    AugmentSettings,
-    CacheSettings,
-    DataView,
-    GlyphsSource,
-    OrderSettings,
-    WebdatasetSource,
-    WriteSettings,
-)
+from pipeline.config import AugmentSettings, DataView, OrderSettings, WebdatasetSource
 from pipeline.data import remote
 from pipeline.data.loader import TrainLoader
 from pipeline.data.manifest import load_manifest
@@ -112,24 +104,24 @@ def test_a_store_in_trouble_is_not_taken_for_one_without_the_file(server: Server
     assert RemoteFile(f"{server.url}/x").size() == 1000
 
 
-WRITE = WriteSettings(shard_samples=40, chunk_bytes=20_000)
+Served = Callable[[str], WebdatasetSource]
 
 
-def _remote_dataset(tmp_path: Path, web: Path, url: str) -> None:
-    """The same drawings prepared locally in `local`, and adopted from `url` in `far`."""
-    glyphs = GlyphsSource(source="glyphs", classes=10, train_per_class=12, test_per_class=2, write=WRITE)
-    prepare(glyphs, tmp_path / "local")
-    for split in ("train", "test"):
-        for path in (tmp_path / "local" / split).glob("*.tar"):
-            (web / f"{split}-{path.name}").write_bytes(path.read_bytes())
-    settings = WebdatasetSource(
-        source="webdataset",
-        train=f"{url}/train-{{000000..000002}}.tar",
-        test=f"{url}/test-000000.tar",
-        cache=CacheSettings(directory=str(tmp_path / "cache")),
-        write=WRITE,
-    )
-    prepare(settings, tmp_path / "far")
+@pytest.fixture
+def far(server: Server, tmp_path: Path, drawings: Path, served: Served) -> WebdatasetSource:
+    """Drawings in shards on the server, without manifest and indexes."""
+    shutil.copytree(drawings / "local", tmp_path / "web", dirs_exist_ok=True, ignore=_not_tars)
+    return served(server.url)
+
+
+def _not_tars(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if name.endswith((".npz", ".json"))]
+
+
+@pytest.fixture
+def adopted(far: WebdatasetSource, tmp_path: Path) -> None:
+    """The same, adopted in `far`."""
+    prepare(far, tmp_path / "far")
 
 
 def _loader(root: Path, path: str, **more: int) -> TrainLoader:
@@ -141,12 +133,14 @@ def _loader(root: Path, path: str, **more: int) -> TrainLoader:
     )  # fmt: skip
 
 
-def test_training_from_http_gives_the_batches_of_local_files(server: Server, tmp_path: Path) -> None:
-    _remote_dataset(tmp_path, tmp_path / "web", server.url)
+@pytest.mark.usefixtures("adopted")
+def test_training_from_http_gives_the_batches_of_local_files(
+    server: Server, tmp_path: Path, drawings: Path
+) -> None:
     server.bytes_sent.clear()
     server.faults.extend(["503", "", "short", "", "reset", "flip", "", "503"])
     # Chunks of an adopted dataset may be of another size, which makes another order: compare by ids.
-    with _loader(tmp_path, "local") as loader:
+    with _loader(drawings, "local") as loader:
         local = {
             int(i): (label, loader.view.key(int(i)))
             for b in loader
@@ -160,13 +154,13 @@ def test_training_from_http_gives_the_batches_of_local_files(server: Server, tmp
         }
     assert local == far
     assert len(far) == 120
-    size = sum(path.stat().st_size for path in (tmp_path / "web").glob("train-*"))
+    size = sum(path.stat().st_size for path in (tmp_path / "web/train").iterdir())
     chunk = max(path.stat().st_size for path in (tmp_path / "cache").glob("??/*.chunk"))
     assert sum(server.bytes_sent.values()) <= size + 5 * chunk  # each chunk once, and what the faults cost
 
 
+@pytest.mark.usefixtures("adopted")
 def test_ranks_of_a_node_download_each_chunk_once(server: Server, tmp_path: Path) -> None:
-    _remote_dataset(tmp_path, tmp_path / "web", server.url)
     server.bytes_sent.clear()
     together = []
     for rank in range(3):
@@ -180,13 +174,13 @@ def test_ranks_of_a_node_download_each_chunk_once(server: Server, tmp_path: Path
     assert sum(server.bytes_sent.values()) == sent
 
 
+@pytest.mark.usefixtures("adopted")
 @pytest.mark.parametrize("nodes", [1, 2, 3, 6])
 def test_a_node_reads_the_chunks_of_its_share_and_each_once(
     server: Server, tmp_path: Path, nodes: int
 ) -> None:
     """Bytes that left the server in one epoch, node by node, each of one rank with its own cache: exactly the
     chunks of the lanes that it has. So nodes add no more than the chunks that lie across two lanes."""
-    _remote_dataset(tmp_path, tmp_path / "web", server.url)
     manifest = json.loads((tmp_path / "far/manifest.json").read_text())
     epoch, total = _chunk_bytes(tmp_path, range(120)), 0
     for rank in range(nodes):
@@ -211,43 +205,25 @@ def _chunk_bytes(root: Path, ids: Iterable[int]) -> int:
     return sum(chunk.end - chunk.start for chunk in found)
 
 
-def test_a_chunk_that_was_changed_ends_by_name(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _remote_dataset(tmp_path, tmp_path / "web", server.url)
-    path = tmp_path / "web/train-000001.tar"
+@pytest.mark.usefixtures("adopted")
+def test_a_chunk_that_was_changed_ends_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "web/train/000001.tar"
     data = bytearray(path.read_bytes())
     data[700] ^= 255
     path.write_bytes(data)
     monkeypatch.setattr(remote, "TRIES", 2)
     with (
         _loader(tmp_path, "far") as loader,
-        pytest.raises(ReadError, match=r"train-000001\.tar.*hash in the index"),
+        pytest.raises(ReadError, match=r"train/000001\.tar.*hash in the index"),
     ):
         list(loader)
 
 
-def _far(server: Server, tmp_path: Path) -> WebdatasetSource:
-    """Drawings in shards on the server, without manifest and indexes."""
-    glyphs = GlyphsSource(source="glyphs", classes=10, train_per_class=12, test_per_class=2, write=WRITE)
-    prepare(glyphs, tmp_path / "local")
-    for split in ("train", "test"):
-        (tmp_path / "web" / split).mkdir()
-        for path in (tmp_path / "local" / split).glob("*.tar"):
-            shutil.copy(path, tmp_path / "web" / split)
-    return WebdatasetSource(
-        source="webdataset",
-        train=f"{server.url}/train/{{000000..000002}}.tar",
-        test=f"{server.url}/test/000000.tar",
-        cache=CacheSettings(directory=str(tmp_path / "cache")),
-        write=WRITE,
-    )
-
-
-def test_shards_are_indexed_in_one_pass_through_faults(server: Server, tmp_path: Path) -> None:
-    settings = _far(server, tmp_path)
+def test_shards_are_indexed_in_one_pass_through_faults(
+    server: Server, tmp_path: Path, drawings: Path, far: WebdatasetSource
+) -> None:
     with ThreadPoolExecutor(3) as pool:
-        manifest = prepare(settings, tmp_path / "far", run=pool.map)
+        manifest = prepare(far, tmp_path / "far", run=pool.map)
         sizes = {path.name: path.stat().st_size for path in (tmp_path / "web/train").iterdir()}
         assert {name: server.bytes_sent[name] for name in ("000001.tar", "000002.tar")} == {
             name: sizes[name] for name in ("000001.tar", "000002.tar")
@@ -256,41 +232,65 @@ def test_shards_are_indexed_in_one_pass_through_faults(server: Server, tmp_path:
         test_size = (tmp_path / "web/test/000000.tar").stat().st_size
         assert server.bytes_sent["000000.tar"] == sizes["000000.tar"] + test_size
         server.faults.extend(["503", "", "stall", "short", "reset", "503"])
-        assert prepare(settings, tmp_path / "again", run=pool.map) == manifest
-    assert manifest.fingerprint == load_manifest(tmp_path / "local").fingerprint
+        assert prepare(far, tmp_path / "again", run=pool.map) == manifest
+    assert manifest.fingerprint == load_manifest(drawings / "local").fingerprint
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_indexes_beside_the_shards_are_used(server: Server, tmp_path: Path, whole: bool) -> None:
+def test_indexes_beside_the_shards_are_used(
+    server: Server, tmp_path: Path, drawings: Path, far: WebdatasetSource, whole: bool
+) -> None:
     """As `prepare` leaves a dataset, copied to the server; or as `vitline data index` does."""
-    settings = _far(server, tmp_path)
-    source = tmp_path / "local"
+    root, name = (drawings, "local") if whole else (tmp_path, "indexed")
     if not whole:
-        source = tmp_path / "indexed"
-        prepare(settings, source)
-    for path in [source / "manifest.json", *source.glob("*/*.npz")]:
-        shutil.copy(path, tmp_path / "web" / path.relative_to(source))
+        prepare(far, root / name)
+    _put_indexes(root / name, tmp_path / "web")
     server.bytes_sent.clear()
-    manifest = prepare(settings, tmp_path / "far")
+    manifest = prepare(far, tmp_path / "far")
     assert not [name for name in server.bytes_sent if name.endswith(".tar")]
-    local = load_manifest(tmp_path / "local")
+    local = load_manifest(drawings / "local")
     assert manifest.fingerprint == local.fingerprint
     assert manifest.classes == (local.classes if whole else tuple(map(str, range(10))))
-    with _loader(tmp_path, "far") as far, _loader(tmp_path, source.name) as near:
-        for found, expected in zip(far, near, strict=True):
+    with _loader(tmp_path, "far") as distant, _loader(root, name) as near:
+        for found, expected in zip(distant, near, strict=True):
             assert torch.equal(found.images, expected.images)
             assert torch.equal(found.labels, expected.labels)
 
 
-def test_a_shard_that_changed_since_it_was_indexed_is_named(server: Server, tmp_path: Path) -> None:
-    settings = _far(server, tmp_path)
-    for path in [tmp_path / "local/manifest.json", *(tmp_path / "local").glob("*/*.npz")]:
-        shutil.copy(path, tmp_path / "web" / path.relative_to(tmp_path / "local"))
+def _put_indexes(source: Path, web: Path) -> None:
+    for path in [source / "manifest.json", *source.glob("*/*.npz")]:
+        shutil.copy(path, web / path.relative_to(source))
+
+
+def test_what_was_left_out_is_known_with_the_indexes_too(
+    tmp_path: Path, drawings: Path, far: WebdatasetSource
+) -> None:
+    """Somebody adopted a shard that is cut off, and put the indexes beside it."""
+    path = tmp_path / "web/train/000001.tar"
+    path.write_bytes(path.read_bytes()[:-20_000])
+    with pytest.raises(DataError, match=r"train/000001\.tar is cut off"):
+        prepare(far, tmp_path / "far")
+    allowed = far.model_copy(update={"allow_damaged": True})
+    (left_out,) = prepare(allowed, tmp_path / "indexed").splits["train"].bad
+    assert left_out.key == far.train.replace("{000000..000002}", "000001")
+    _put_indexes(tmp_path / "indexed", tmp_path / "web")
+    train = prepare(far, tmp_path / "far").splits["train"]
+    assert train.bad == (left_out,)
+    assert 100 < train.samples < 120
+    with _loader(tmp_path, "far", steps=2 * train.samples // 24) as loader:
+        read = {int(sample) for batch in loader for sample in batch.ids}
+    assert read == set(range(train.samples))
+
+
+def test_a_shard_that_changed_since_it_was_indexed_is_named(
+    server: Server, tmp_path: Path, drawings: Path, far: WebdatasetSource
+) -> None:
+    _put_indexes(drawings / "local", tmp_path / "web")
     with (tmp_path / "web/train/000001.tar").open("ab") as file:
         file.write(bytes(512))
     with pytest.raises(DataError, match=r"bytes in .*/train/000001\.tar"):
-        prepare(settings, tmp_path / "far")
-    more = settings.model_copy(update={"train": f"{server.url}/train/{{000000,000002,new}}.tar"})
-    shutil.copy(tmp_path / "local/train/000002.tar", tmp_path / "web/train/new.tar")
+        prepare(far, tmp_path / "far")
+    more = far.model_copy(update={"train": f"{server.url}/train/{{000000,000002,new}}.tar"})
+    shutil.copy(drawings / "local/train/000002.tar", tmp_path / "web/train/new.tar")
     # Not all are named by the manifest: they are indexed as if there were none.
     assert prepare(more, tmp_path / "far").classes == tuple(map(str, range(10)))

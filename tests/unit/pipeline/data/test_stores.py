@@ -11,15 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import (
-    AugmentSettings,
-    CacheSettings,
-    DataView,
-    GlyphsSource,
-    OrderSettings,
-    WebdatasetSource,
-    WriteSettings,
-)
+from pipeline.config import AugmentSettings, DataView, OrderSettings, WebdatasetSource
 from pipeline.data import remote
 from pipeline.data.loader import EvalLoader, TrainLoader
 from pipeline.data.manifest import load_manifest
@@ -31,8 +23,8 @@ from pipeline.errors import DataError, ReadError
 from tests.helpers.object_store import gs_server, s3_server, use_gs, use_s3
 
 SERVERS = {"s3": (s3_server, use_s3), "gs": (gs_server, use_gs)}
-WRITE = WriteSettings(shard_samples=40, chunk_bytes=20_000)
 Put = Callable[[str, bytes], None]
+Served = Callable[[str], WebdatasetSource]
 
 
 @pytest.fixture(scope="module", params=["s3", "gs"])
@@ -57,25 +49,6 @@ def bucket(
     stamps.cache_clear()
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawings, prepared on the disk."""
-    root = tmp_path_factory.mktemp("local")
-    glyphs = GlyphsSource(source="glyphs", classes=10, train_per_class=12, test_per_class=2, write=WRITE)
-    prepare(glyphs, root / "local")
-    return root
-
-
-def _settings(url: str, tmp_path: Path) -> WebdatasetSource:
-    return WebdatasetSource(
-        source="webdataset",
-        train=f"{url}/train/{{000000..000002}}.tar",
-        test=f"{url}/test/000000.tar",
-        cache=CacheSettings(directory=str(tmp_path / "cache")),
-        write=WRITE,
-    )
-
-
 def _loader(root: Path, path: str) -> TrainLoader:
     return TrainLoader(
         open_view(DataView(path=path, split="train"), root), batch=24, image_size=24, threads=2, seed=5,
@@ -84,12 +57,14 @@ def _loader(root: Path, path: str) -> TrainLoader:
     )  # fmt: skip
 
 
-def test_training_and_evaluation(bucket: tuple[str, Put], local: Path, tmp_path: Path) -> None:
+def test_training_and_evaluation(
+    bucket: tuple[str, Put], drawings: Path, tmp_path: Path, served: Served
+) -> None:
     url, put = bucket
-    for path in (local / "local").glob("*/*.tar"):
-        put(str(path.relative_to(local / "local")), path.read_bytes())
-    manifest = prepare(_settings(url, tmp_path), tmp_path / "far")
-    assert manifest.fingerprint == load_manifest(local / "local").fingerprint
+    for path in (drawings / "local").glob("*/*.tar"):
+        put(str(path.relative_to(drawings / "local")), path.read_bytes())
+    manifest = prepare(served(url), tmp_path / "far")
+    assert manifest.fingerprint == load_manifest(drawings / "local").fingerprint
     with _loader(tmp_path, "far") as loader:
         ids = np.concatenate([batch.ids.numpy() for batch in loader])
     assert np.bincount(ids).tolist() == [2] * 120
@@ -100,25 +75,27 @@ def test_training_and_evaluation(bucket: tuple[str, Put], local: Path, tmp_path:
         assert sum(float(batch.weights.sum()) for batch in evaluation) == 20
 
 
-def test_indexes_beside_the_shards_are_used(bucket: tuple[str, Put], local: Path, tmp_path: Path) -> None:
+def test_indexes_beside_the_shards_are_used(
+    bucket: tuple[str, Put], drawings: Path, tmp_path: Path, served: Served
+) -> None:
     """No shard is read for them: while indexes are fetched, each has the right length and nothing in it."""
     url, put = bucket
     shards = {}
-    for path in (local / "local").rglob("*.*"):
-        name, data = str(path.relative_to(local / "local")), path.read_bytes()
+    for path in (drawings / "local").rglob("*.*"):
+        name, data = str(path.relative_to(drawings / "local")), path.read_bytes()
         shards |= {name: data} if path.suffix == ".tar" else {}
         put(name, bytes(len(data)) if name in shards else data)
-    manifest = prepare(_settings(url, tmp_path), tmp_path / "far")
-    assert manifest.fingerprint == load_manifest(local / "local").fingerprint
+    manifest = prepare(served(url), tmp_path / "far")
+    assert manifest.fingerprint == load_manifest(drawings / "local").fingerprint
     for name, data in shards.items():
         put(name, data)
-    with _loader(tmp_path, "far") as far, _loader(local, "local") as near:
+    with _loader(tmp_path, "far") as far, _loader(drawings, "local") as near:
         for found, expected in zip(far, near, strict=True):
             assert torch.equal(found.images, expected.images)
             assert torch.equal(found.labels, expected.labels)
     put("train/000001.tar", bytes(512))
     with pytest.raises(DataError, match=r"bytes in .*/train/000001\.tar"):
-        prepare(_settings(url, tmp_path), tmp_path / "again")
+        prepare(served(url), tmp_path / "again")
 
 
 def test_ranges_lengths_and_what_is_missing(bucket: tuple[str, Put]) -> None:
