@@ -17,5 +17,5 @@ class ProfileSettings(Settings):
     )
     communication: Duration | None = Field(
         None,
-        description="of one step in so many: its share of communication, on several ranks; None: never",
+        description="of one step in so many: its share of communication (0 on one rank); None: never",
     )

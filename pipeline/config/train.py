@@ -252,12 +252,6 @@ class PretrainSettings(TrainSettings):
         return dict(sorted(weights.items()))
 
     @model_validator(mode="after")
-    def _communication_has_others(self) -> PretrainSettings:
-        if self.profile.communication is not None and self.gang.workers == 1:
-            raise ValueError("profile.communication has no effect with gang.workers 1; leave it out")
-        return self
-
-    @model_validator(mode="after")
     def _one_way_to_name_data(self) -> PretrainSettings:
         if (self.dataset is None) == (self.mixture is None):
             found = "neither is given" if self.dataset is None else f"dataset is {self.dataset!r} too"

@@ -9,7 +9,8 @@ The share of communication is taken from the same profiler, on rank 0, of one st
 
 Both hold the wait for ranks that come later. On a GPU what runs beside other kernels costs nothing and is not
 counted; on a processor the engine computes nothing while a collective is under way. A step goes from asking
-for its batch until its update is made. Where the profiler sees no kernel of a GPU, nothing is said.
+for its batch until its update is made. Where the profiler sees no kernel of a GPU, nothing is said. One rank
+has nobody to talk to: its share is 0, and nothing is profiled for that.
 """
 
 from __future__ import annotations
@@ -42,12 +43,13 @@ class Profiler:
         """
         Args:
             steps: that are traced.
-            every: of one step in so many rank 0 measures communication, if there are others; None: never.
+            every: of one step in so many rank 0 measures communication; None: never.
             file_of: where the trace of a step goes.
             report: told about each trace.
         """
         self._steps = frozenset(steps)
         self._every = every if world.rank == 0 and world.size > 1 else None
+        self._alone = every is not None and world.size == 1
         self._device = world.device
         self._file_of = file_of
         self._report = report
@@ -88,6 +90,8 @@ class Profiler:
 
     def figures(self) -> dict[str, float]:
         """What was measured since the last call, for the progress report."""
+        if self._alone:
+            return {"communication": 0.0}
         share, self._share = self._share, None
         return {} if share is None else {"communication": share}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.config import PretrainSettings, ProfileSettings, TrainSettings
+from pipeline.config import ProfileSettings, TrainSettings
 from pipeline.errors import ConfigError
 from pipeline.events import read_events
 from pipeline.rundir import JobDir
@@ -45,10 +45,12 @@ def test_chosen_steps_are_traced_and_nothing_else_changes(run_dir: Path, add_job
     assert not plain.profiles.exists()
 
 
-def test_on_one_rank_there_is_no_communication(run_dir: Path, add_job: Add) -> None:
-    job = add_job(profile=ProfileSettings(communication="1 steps"))
-    run(run_dir, "aaaa", device="cpu")
-    assert all("communication" not in event for event in events_of(job, "progress"))
+def test_on_one_rank_communication_is_nothing(run_dir: Path, add_job: Add) -> None:
+    asked, silent = add_job(profile=ProfileSettings(communication="5 steps")), add_job("silent")
+    for job in (asked, silent):
+        run(run_dir, job.path.name, device="cpu")
+    assert [event["communication"] for event in events_of(asked, "progress")] == [0.0] * 12
+    assert all("communication" not in event for event in events_of(silent, "progress"))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -69,10 +71,26 @@ def test_rank_0_measures_one_step_in_so_many(tmp_path: Path, rank: int) -> None:
 def test_a_step_that_ended_by_an_error_is_begun_again(tmp_path: Path) -> None:
     world = World(0, 1, 0, torch.device("cpu"))
     profiler = Profiler((2,), None, world, lambda step: tmp_path / "trace.json.gz", lambda event: None)
-    profiler.begin(2)
-    profiler.begin(2)
+    for attempt in ("failed", "done"):
+        profiler.begin(2)
+        with torch.autograd.profiler.record_function(attempt):
+            torch.ones(3).square()
     profiler.end(2)
-    assert [path.name for path in tmp_path.iterdir()] == ["trace.json.gz"]
+    with gzip.open(tmp_path / "trace.json.gz") as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert "done" in names
+    assert "failed" not in names
+
+
+def test_what_an_error_left_running_ends_with_the_next_step(tmp_path: Path) -> None:
+    """After going back, steps come that are not traced: nothing is recorded in them."""
+    world = World(0, 1, 0, torch.device("cpu"))
+    profiler = Profiler((2,), None, world, lambda step: tmp_path / "trace.json.gz", lambda event: None)
+    profiler.begin(2)
+    assert torch.autograd.profiler._is_profiler_enabled
+    profiler.begin(1)
+    assert not torch.autograd.profiler._is_profiler_enabled
+    assert profiler.end(1) == 0.0
 
 
 def test_a_trace_that_cannot_be_written_whole_is_not_there(tmp_path: Path) -> None:
@@ -118,11 +136,6 @@ def test_steps_that_never_come_are_refused() -> None:
     assert make_plan(epochs, samples=84, world=1, seed=0).steps == 14
     with pytest.raises(ConfigError, match=r"profile\.steps has 13 in a training of 12 steps"):
         make_plan(epochs, samples=72, world=1, seed=0)
-
-
-def test_communication_of_one_rank_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"profile\.communication has no effect"):
-        PretrainSettings.model_validate({**SETTINGS, "dataset": "a", "profile": {"communication": "5 steps"}})
 
 
 def test_profiling_is_no_part_of_what_a_job_is() -> None:
