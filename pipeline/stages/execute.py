@@ -1,6 +1,7 @@
 """Runs one job in this process, from its job.json to its result.json.
 
-Imported by the processes that do the work, not by the driver: it brings in PyTorch.
+Called in the processes that do the work. What a kind of job needs is imported when it is done: PyTorch and
+the training take two seconds of a core, the writing of datasets as much again, and few processes do both.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ from pydantic import TypeAdapter
 
 from pipeline.config import DatasetSettings
 from pipeline.data.progress import Run
-from pipeline.data.write import prepare as write_dataset
 from pipeline.errors import StopRequested, TrainingError
 from pipeline.events import EventLog
 from pipeline.rundir import RunDir, read_json
 from pipeline.stages import finetune, prepare
 from pipeline.stages.catalog import write_result
-from pipeline.train import worker
 from pipeline.train.stopping import StopSwitch
 
 _DATASET: TypeAdapter[DatasetSettings] = TypeAdapter(DatasetSettings)
@@ -44,14 +43,20 @@ def execute(
     elif job["stage"] == finetune.CHOOSE:
         _choose(run, digest, job, stop_asked)
     else:
-        worker.run(run_dir, digest, stop_asked=stop_asked)
+        _train(run, digest, stop_asked)
+
+
+def _train(run: RunDir, digest: str, stop_asked: Callable[[], bool] | None) -> None:
+    from pipeline.train import worker
+
+    worker.run(run.path, digest, stop_asked=stop_asked)
 
 
 def _choose(run: RunDir, digest: str, job: dict[str, Any], stop_asked: Callable[[], bool] | None) -> None:
     """A rate that diverges is an answer, not a failure: it has a result without a score."""
     started = time.time()
     try:
-        worker.run(run.path, digest, stop_asked=stop_asked)
+        _train(run, digest, stop_asked)
     except TrainingError as error:
         write_result(run, digest, job, started, metrics={}, outputs={"diverged": error.found})
 
@@ -73,6 +78,8 @@ def _until(stop: Callable[[], bool], spread: Run) -> Run:
 
 
 def _prepare(run: RunDir, digest: str, job: dict[str, Any], spread: Run) -> None:
+    from pipeline.data.write import prepare as write_dataset
+
     started = time.time()
     settings = _DATASET.validate_python(job["slice"]["dataset"])
     manifest = write_dataset(
