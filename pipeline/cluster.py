@@ -34,12 +34,18 @@ RAY_ENVIRONMENT = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "5",
+    # Else a process beyond one a CPU ends after a second without work, and the next of the small jobs that
+    # share a device pays for a new one, with PyTorch. Short of memory Ray ends idle ones first.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }
 
+THIS_MACHINE = "this machine"
 # Ray's own default of the time after which a process ends itself when the head does not answer.
 _PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _PATIENCE_S = 60.0
 _END_S = 5.0
+# For one small task on each node of a cluster that is joined; a node may have to start Python for it.
+_REACH_S = 120.0
 
 
 class Cluster(NamedTuple):
@@ -65,7 +71,8 @@ def connect(run: RunDir, address: str | None) -> Iterator[Cluster]:
     directory that nobody else can read, and ended with the block. With one, that cluster is joined.
 
     Raises:
-        EnvironmentUnfit: the cluster does not answer, or refuses the token.
+        EnvironmentUnfit: the cluster does not start or answer, refuses the token, or has nodes that cannot
+            reach this process.
     """
     os.environ.update({name: value for name, value in RAY_ENVIRONMENT.items() if name not in os.environ})
     address = address or os.environ.get("RAY_ADDRESS")
@@ -81,13 +88,16 @@ def connect(run: RunDir, address: str | None) -> Iterator[Cluster]:
                 "_temp_dir": stack.enter_context(_temporary()),
                 "object_store_memory": 100 * 2**20,
             }
-        name = address or "this machine"
+        name = address or THIS_MACHINE
         stack.enter_context(_environment(given))
         stack.enter_context(_session(name, **options))
         # The environment is set now, and Ray imported.
         import ray
 
         from pipeline.preemption import leaving_nodes
+
+        if address is not None:
+            _check_reach(name)
 
         def staying() -> list[dict[str, float]]:
             leaving = leaving_nodes()
@@ -123,19 +133,61 @@ def _session(name: str, **options: Any) -> Iterator[None]:
     # It remembers the token of the last cluster that this process was connected to.
     AuthenticationTokenLoader.instance().reset_cache()
     try:
-        ray.init(configure_logging=False, log_to_driver=False, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise EnvironmentUnfit(
-            f"Ray at {name} did not start or answer: {error}",
-            "a cluster that answers and accepts this token",
-            "check the address, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH; or leave --address out",
-        ) from error
-    try:
+        try:
+            ray.init(configure_logging=False, log_to_driver=False, **options)
+        except Exception as error:  # Ray's own for processes that do not come up is a plain Exception
+            raise _no_cluster(name, error) from error
         yield
     finally:
         started = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
         _end(started)
+
+
+def _no_cluster(name: str, error: Exception) -> EnvironmentUnfit:
+    found = f"Ray at {name} did not start or answer: {error}"
+    if name == THIS_MACHINE:
+        return EnvironmentUnfit(
+            found,
+            "Ray's processes within half a minute",
+            "free processors and memory of this machine, where they start too slowly, then run again",
+        )
+    return EnvironmentUnfit(
+        found,
+        "a cluster that answers and accepts this token",
+        "check the address, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH; or leave --address out",
+    )
+
+
+def _check_reach(name: str) -> None:
+    """Have every node answer this driver. A node that cannot reach it would take jobs and never say more.
+
+    Raises:
+        EnvironmentUnfit: a living node did not answer in `_REACH_S`.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ask = ray.remote(num_cpus=0, max_retries=0)(_answer)
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked[ask.options(scheduling_strategy=there).remote()] = str(node["NodeManagerAddress"])
+    # A task whose node dies ends too, so what is left over is alive and silent.
+    _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_REACH_S)
+    if silent:
+        places = ", ".join(sorted(asked[task] for task in silent))
+        own = ray.util.get_node_ip_address()
+        raise EnvironmentUnfit(
+            f"{len(silent)} of {len(asked)} nodes of {name} did not answer in {_REACH_S:.0f} s: {places}",
+            f"nodes that reach the driver's address, {own}, on any port",
+            "open the network between them, or start the driver inside the cluster: vitline launch ray",
+        )
+
+
+def _answer() -> None:
+    """The task of `_check_reach`: that it ends is the answer."""
 
 
 @contextlib.contextmanager

@@ -16,15 +16,17 @@ next step (recovery.py). This is the only file that knows Ray Train.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from pipeline import preemption
-from pipeline.errors import StopRequested, VitlineError
-from pipeline.events import EventLog
+from pipeline.errors import EnvironmentUnfit, StopRequested, VitlineError
+from pipeline.events import EventLog, read_events
 from pipeline.graph import Outcome, Planned
 from pipeline.rundir import RunDir
 
@@ -60,6 +62,8 @@ from ray.util.placement_group import PlacementGroup  # noqa: E402
 
 # A collective that nobody joins for this long has lost a rank.
 _COLLECTIVE_TIMEOUT_S = 600
+# From the start of an attempt until its first rank runs; twice what Ray Train gives its workers to start.
+_START_TIMEOUT_S = 600.0
 
 
 class Gang:
@@ -69,12 +73,19 @@ class Gang:
         self.planned = planned
         self._run_dir = run_dir.resolve()
         self._outcome: Outcome | None = None
+        self._start = _StartWatch(RunDir(self._run_dir).job(planned.digest).events, _START_TIMEOUT_S)
         self._thread = threading.Thread(target=self._fit, name=f"gang-{planned.digest}", daemon=True)
         self._thread.start()
 
     def poll(self) -> Outcome | None:
         """How it ended; None while it runs."""
-        return None if self._thread.is_alive() else self._outcome
+        if not self._thread.is_alive():
+            return self._outcome
+        if self._start.is_overdue():
+            # Its thread may wait for ever: nothing that could end it has been heard of.
+            fault = _never_began(self.planned, self._run_dir)
+            return Outcome(digest=self.planned.digest, error=str(fault), fault=fault)
+        return None
 
     def _fit(self) -> None:
         digest = self.planned.digest
@@ -127,6 +138,31 @@ class Gang:
                 callbacks=[_Loss(self._run_dir, self.planned.digest)],
             ),
         )
+
+
+class _StartWatch:
+    """Whether an attempt's first rank has begun in time, by its note in the job's events."""
+
+    def __init__(self, events: Path, timeout_s: float) -> None:
+        self._events, self._offset = events, read_events(events)[1]
+        self._deadline = time.monotonic() + timeout_s
+
+    def is_overdue(self) -> bool:
+        if time.monotonic() < self._deadline:
+            return False
+        new, _ = read_events(self._events, self._offset)
+        if any(event["event"] == "gang" and event["phase"] == "rank" for event in new):
+            self._deadline = math.inf
+            return False
+        return True
+
+
+def _never_began(planned: Planned, run_dir: Path) -> EnvironmentUnfit:
+    return EnvironmentUnfit(
+        f"no rank of {planned.job.name} has begun in {_START_TIMEOUT_S:.0f} s",
+        f"nodes that reach each other and the driver, and all see {run_dir}",
+        "look at the nodes: vitline doctor CONFIG --address HOST:PORT; then run again",
+    )
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]

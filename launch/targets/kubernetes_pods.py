@@ -16,6 +16,8 @@ _RAY = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "5",
+    # As pipeline/cluster.py says: the next of the small jobs finds a process with PyTorch.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }
 
 

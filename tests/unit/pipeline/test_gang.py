@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline import gang
-from pipeline.errors import DataError
+from pipeline.errors import DataError, EnvironmentUnfit
 from pipeline.graph import Job, Outcome, Planned
 
 DEATH = "The actor died.\n\tpid: 7\n\tip: 10.77.0.2\nThe actor is dead because its node has died."
@@ -48,6 +49,41 @@ def test_a_fault_of_ours_says_more_than_a_lost_rank() -> None:
 def test_survivors_alone_are_worth_another_try_and_a_bug_is_not() -> None:
     assert gang._failure("digest", WorkerGroupError("", {0: RESET})).retry
     assert not gang._failure("digest", WorkerGroupError("", {0: TypeError("no")})).retry
+
+
+def waiting(run: Path, patch: pytest.MonkeyPatch, *, begins: bool) -> gang.Gang:
+    """A gang whose `fit` never returns, as where its controller cannot answer; without patience for that."""
+
+    def fit() -> None:
+        if begins:
+            gang.mark(run, "d1", "rank")
+        threading.Event().wait()
+
+    patch.setattr(gang, "_places", set)
+    patch.setattr(gang, "_START_TIMEOUT_S", 0.2)
+    patch.setattr(gang.Gang, "_trainer", lambda self: SimpleNamespace(fit=fit))
+    job = Job(name="pretrain", stage="pretrain", version=1, slice={}, identity={}, workers=2)
+    return gang.Gang(run, Planned(job=job, digest="d1", inputs={}, state="due", reason="new"))
+
+
+def test_a_gang_that_never_begins_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gang.mark(tmp_path, "d1", "rank")  # of an attempt before
+    attempt = waiting(tmp_path, monkeypatch, begins=False)
+    assert attempt.poll() is None
+    time.sleep(0.3)
+    outcome = attempt.poll()
+    assert outcome is not None
+    assert isinstance(outcome.fault, EnvironmentUnfit)
+    assert not outcome.retry, "its thread and its places are not free"
+    assert "no rank of pretrain has begun" in str(outcome.error)
+    assert str(tmp_path) in str(outcome.error)
+
+
+def test_a_gang_that_has_begun_may_take_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = waiting(tmp_path, monkeypatch, begins=True)
+    time.sleep(0.5)
+    assert attempt.poll() is None
+    assert attempt.poll() is None
 
 
 def ended_with(error: Exception, run: Path, patch: pytest.MonkeyPatch) -> Outcome:
