@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Literal
 
 from rich import box
@@ -22,7 +25,9 @@ from pipeline.driver import Driver, plan_run, run_dir_of, write_outcome
 from pipeline.errors import VitlineError
 from pipeline.executor import RayExecutor
 from pipeline.graph import Planned, Selection, select
+from pipeline.keeping import is_planned_by, keep, url_of, with_checkpoints
 from pipeline.lease import Lease
+from pipeline.remote_state import RemoteLease, RemoteState, look_at
 from pipeline.rundir import RunDir
 from pipeline.stages.catalog import STAGES
 from pipeline.stages.checks import check_run
@@ -34,7 +39,12 @@ _MIRROR_CLOSE_S = 30.0
 def dry_run(config: RunConfig, selection: Selection, *, as_json: bool) -> None:
     """Print what would run and why; changes nothing."""
     check_run(config)
-    planned = select(plan_run(config, run_dir_of(config)), selection, STAGES)
+    run = run_dir_of(config)
+    with ExitStack() as stack:
+        if (url := url_of(config)) is not None:
+            run = RunDir(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            look_at(RemoteState(url), run.path, is_planned_by)
+        planned = select(plan_run(config, run), selection, STAGES)
     if as_json:
         print(json.dumps([_as_json(item) for item in planned], indent=1))
         return
@@ -76,8 +86,9 @@ def run_config(
     """
     began = time.monotonic()
     check_run(config)
-    run = run_dir_of(config)
-    with Lease(run.lease) as lease:
+    config, run = with_checkpoints(config), run_dir_of(config)
+    with ExitStack() as stack:
+        lease = _hold(config, run, stack)
         planned = select(plan_run(config, run), selection, STAGES)
         due = [item for item in planned if item.state == "due"]
         Console(stderr=True, highlight=False).print(f"{config.name}: {_count(planned)}")
@@ -87,6 +98,21 @@ def run_config(
             _drive(config, run, lease, planned, on_stop, left_s, look)
         write_outcome(run, 0, None)
     _print_end(config, run, planned, as_json=as_json)
+
+
+def _hold(config: RunConfig, run: RunDir, stack: ExitStack) -> Lease:
+    """The run's lease, here and where its state is kept; the state is here and up to date then."""
+    url = url_of(config)
+    if url is None:
+        return stack.enter_context(Lease(run.lease))
+    state = RemoteState(url)
+    lease = stack.enter_context(Lease(run.lease, RemoteLease(state)))
+
+    def warn(message: str) -> None:
+        Console(stderr=True, highlight=False).print(message, style="yellow", markup=False)
+
+    stack.enter_context(keep(config, run, state, lease, warn))
+    return lease
 
 
 def _drive(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -81,7 +80,9 @@ def run(
 
 
 def status(
-    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, as runs/demo")],
+    run_path: Annotated[
+        str, typer.Argument(metavar="RUN", help="directory of a run, as runs/demo, or REMOTE/NAME")
+    ],
     watch: Annotated[bool, typer.Option("--watch", help="draw it anew while the run has a driver")] = False,
     price: Annotated[float | None, typer.Option(help="of one device for an hour", min=0)] = None,
     as_json: Json = False,

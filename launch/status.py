@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launch.status_sums import lines, mirrored, sums
+from launch.status_sums import lines, mirrored, page_of, sums
 from pipeline.errors import UserError
 from pipeline.events import Event, read_events
 from pipeline.lease import live_holder
@@ -33,17 +35,46 @@ _FIGURES = {
 }
 
 
-def print_status(path: Path, *, as_json: bool, watch: bool = False, price: float | None = None) -> None:
+def print_status(place: str, *, as_json: bool, watch: bool = False, price: float | None = None) -> None:
     """Print the newest state of every job, in the order in which the driver planned them.
 
     With `watch` the table is drawn anew every two seconds, for as long as the run has a driver.
 
+    Args:
+        place: directory of a run, or the URL where its state is kept.
+
     Raises:
-        UserError: `path` is no run's directory.
+        UserError: it is none.
+        EnvironmentUnfit: the store does not answer.
     """
+    if "://" not in place:
+        _print_status(Path(place), place, lambda: None, as_json=as_json, watch=watch, price=price)
+        return
+    # fsspec takes a second to import.
+    from pipeline.keeping import is_status
+    from pipeline.remote_state import RemoteState, look_at
+
+    state = RemoteState(place)
+    with tempfile.TemporaryDirectory(prefix="vitline-status-") as directory:
+        # The run has its name from its directory.
+        path = Path(directory, place.rstrip("/").rpartition("/")[2])
+        path.mkdir()
+
+        def renew() -> None:
+            look_at(state, path, is_status)
+
+        renew()
+        _print_status(path, place, renew, as_json=as_json, watch=watch, price=price)
+
+
+def _print_status(
+    path: Path, place: str, renew: Callable[[], None], *, as_json: bool, watch: bool, price: float | None
+) -> None:
     run = RunDir(path)
     if not read_events(run.events)[0]:
-        raise UserError(f"{path} holds no events.jsonl", "the directory of a run", "name it, as in runs/demo")
+        raise UserError(
+            f"{place} holds no events.jsonl", "the directory of a run", "name it, as in runs/demo"
+        )
     holder = live_holder(run.lease)
     if as_json:
         print(json.dumps(_as_json(run, holder, price), indent=1))
@@ -55,6 +86,7 @@ def print_status(path: Path, *, as_json: bool, watch: bool = False, price: float
     with Live(_picture(run, holder, price), console=console, auto_refresh=False) as live:
         while holder is not None:
             time.sleep(2)
+            renew()
             holder = live_holder(run.lease)
             live.update(_picture(run, holder, price), refresh=True)
 
@@ -62,7 +94,14 @@ def print_status(path: Path, *, as_json: bool, watch: bool = False, price: float
 def _as_json(run: RunDir, holder: dict[str, Any] | None, price: float | None) -> dict[str, Any]:
     rows, mlflow = _rows(run, alive=holder is not None), mirrored(run)
     runs = {} if mlflow is None else mlflow.pop("jobs")
-    jobs = [{**row, "mlflow_run_id": runs.get(row["digest"])} for row in rows]
+    jobs = [
+        {
+            **row,
+            "mlflow_run_id": runs.get(row["digest"]),
+            "mlflow_url": None if mlflow is None else page_of(mlflow, runs.get(row["digest"])),
+        }
+        for row in rows
+    ]
     return {
         "schema": 1,
         "run": run.path.name,
@@ -74,19 +113,24 @@ def _as_json(run: RunDir, holder: dict[str, Any] | None, price: float | None) ->
 
 
 def _picture(run: RunDir, holder: dict[str, Any] | None, price: float | None) -> Group:
-    rows = _rows(run, alive=holder is not None)
-    below = [Text(line, overflow="fold") for line in lines(sums(rows, price), mirrored(run))]
-    return Group(_table(run, holder, rows), *below)
+    rows, mlflow = _rows(run, alive=holder is not None), mirrored(run)
+    below = [Text(line, overflow="fold") for line in lines(sums(rows, price), mlflow)]
+    return Group(_table(run, holder, rows, mlflow), *below)
 
 
-def _table(run: RunDir, holder: dict[str, Any] | None, rows: list[dict[str, Any]]) -> Table:
+def _table(
+    run: RunDir, holder: dict[str, Any] | None, rows: list[dict[str, Any]], mlflow: dict[str, Any] | None
+) -> Table:
     driver = f"driven by process {holder['pid']} on {holder['host']}" if holder else "no driver"
     title = f"{run.path.name}: {driver}"
     table = Table("job", "state", "seconds", "result", title=title, title_justify="left", box=box.SIMPLE)
     table.columns[0].no_wrap = True
     for row in rows:
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
-        table.add_row(row["name"], row["state"], seconds, _figure(row))
+        page = None if mlflow is None else page_of(mlflow, mlflow["jobs"].get(row["digest"]))
+        # Terminals that know links make the name one.
+        name = Text(row["name"], style="" if page is None else f"link {page}")
+        table.add_row(name, row["state"], seconds, _figure(row))
         for recovery in recoveries(run.job(row["digest"])) if row["stage"] == _GANG_STAGE else []:
             table.add_row("", "", "", f"{row['name']}: {describe(recovery)}", style="dim")
     return table

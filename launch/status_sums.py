@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,11 @@ def sums(rows: Sequence[Mapping[str, Any]], price: float | None) -> dict[str, An
 
 
 def mirrored(run: RunDir) -> dict[str, Any] | None:
-    """Store, run id and the run ids of jobs by digest, as far as the run was sent; None: nothing was."""
+    """Where MLflow has the run, as far as it was sent; None: nothing was.
+
+    `url`: of its page, where the store is a server; `command`: what shows it otherwise; `jobs`: digest → run
+    id.
+    """
     try:
         saved = read_json(run.tracking)
     except ValueError:  # no JSON; the next driver begins it anew
@@ -37,7 +42,18 @@ def mirrored(run: RunDir) -> dict[str, Any] | None:
     if saved is None or not saved["parent"]["run_id"]:
         return None
     jobs = {digest: job["run_id"] for digest, job in saved["jobs"].items() if job["run_id"]}
-    return {"store": saved["store"], "run_id": saved["parent"]["run_id"], "jobs": jobs}
+    store, run_id = str(saved["store"]), saved["parent"]["run_id"]
+    found = {"store": store, "experiment_id": saved.get("experiment", ""), "run_id": run_id, "jobs": jobs}
+    command = None if store.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(store)}"
+    return {**found, "url": page_of(found, run_id), "command": command}
+
+
+def page_of(mlflow: Mapping[str, Any], run_id: str | None) -> str | None:
+    """URL of a run's page; None where no server shows it, or it is not there yet."""
+    store, experiment = mlflow["store"], mlflow["experiment_id"]
+    if not (run_id and experiment and store.startswith("http")):
+        return None
+    return f"{store.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
 
 def lines(found: Mapping[str, Any], mlflow: Mapping[str, Any] | None) -> list[str]:
@@ -47,6 +63,10 @@ def lines(found: Mapping[str, Any], mlflow: Mapping[str, Any] | None) -> list[st
         f"{found['done']} of {found['jobs']} jobs done: {found['seconds'] / 3600:,.2f} hours of jobs,"
         f" {found['device_hours']:,.3g} device-hours of training{price}"
     ]
-    if mlflow is not None:
+    if mlflow is not None and mlflow["url"] is not None:
+        text.append(f"MLflow: {mlflow['url']} (of each job: a click on its name, or --json)")
+    elif mlflow is not None:
         text.append(f"MLflow: run {mlflow['run_id']} in {mlflow['store']} (of each job: --json)")
+        if mlflow["command"] is not None:
+            text.append(f"        {mlflow['command']}")
     return text

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,11 +45,15 @@ def plan_run(config: RunConfig, run: RunDir) -> list[Planned]:
 
 
 def plan_jobs(jobs: Sequence[Job], run: RunDir) -> list[Planned]:
-    return plan(
-        jobs,
-        lambda digest: run.job(digest).result.exists(),
-        _earlier_jobs(run),
-    )
+    planned = plan(jobs, lambda digest: run.job(digest).result.exists(), _earlier_jobs(run))
+    # A directory has one report: a comparison that is done has to be made again after another one.
+    shown = (read_json(run.report_maker) or {}).get("digest")
+    return [
+        replace(item, state="due", reason="the report shows another comparison")
+        if item.job.stage == compare.STAGE and item.state == "done" and item.digest != shown
+        else item
+        for item in planned
+    ]
 
 
 def _earlier_jobs(run: RunDir) -> dict[str, dict[str, Any]]:
@@ -167,6 +172,7 @@ class Driver:
         started = time.time()
         self._report(item, "running", "")
         write_job(self.config, self.run, item)
+        self.run.report_maker.unlink(missing_ok=True)
         paths = build(self.run, self.config.model_dump(mode="json"), digests)
         if work.failed:
             missing = len(work.failed) + len(work.not_run)
@@ -175,6 +181,7 @@ class Driver:
         job = read_json(self.run.job(item.digest).job)
         assert job is not None
         write_result(self.run, item.digest, job, started, {}, {"report": str(paths.html.name)})
+        write_json(self.run.report_maker, {"digest": item.digest})
         self._report(item, "done", "")
 
     def _report(self, item: Planned, state: str, reason: str) -> None:

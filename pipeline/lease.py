@@ -1,8 +1,8 @@
-"""One driver at a time: a lease file with host, process and heartbeat.
+"""One driver at a time: a lease with host, process and heartbeat, as a file and where else it is asked for.
 
 A second driver is refused by name. The lease of a driver that died on this host is taken over at
 once; of one elsewhere, when its heartbeat is older than `EXPIRY_S`. The heartbeat also looks whether
-the file still names this driver, so one that was taken over notices and stops.
+the lease still names this driver, so one that was taken over notices and stops.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -25,23 +25,95 @@ from pipeline.rundir import read_json, write_json
 HEARTBEAT_S = 5.0
 EXPIRY_S = 10 * HEARTBEAT_S
 
+Holder = dict[str, Any]
 
-class Lease:
-    """Context manager: holds `path` while its body runs.
 
-    Raises:
-        Busy: another driver holds it.
-    """
+class LeasePlace(Protocol):
+    """Where one lease lies; `name` is for messages."""
+
+    name: str
+
+    def create(self, holder: Holder) -> bool:
+        """Put it there; False: there is one already."""
+
+    def read(self) -> Holder | None:
+        """Who holds it; None: nobody; empty: it cannot be read, as its writer died."""
+
+    def replace(self, holder: Holder) -> None: ...
+
+    def remove(self) -> None: ...
+
+    def bury(self, owner: str) -> None:
+        """Remove a dead one; of two drivers that do it at once, the second removes nothing new."""
+
+
+class FilePlace:
+    """A file, on this disk or one that hosts share."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._path = path
+        self.name = str(path)
+
+    def create(self, holder: Holder) -> bool:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
+        except FileExistsError:
+            return False
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(holder, file)
+        return True
+
+    def read(self) -> Holder | None:
+        try:
+            return read_json(self._path)
+        except ValueError:
+            # Its writer died between creating and filling it, or is just at it: give it a moment.
+            time.sleep(0.2)
+            try:
+                return read_json(self._path)
+            except ValueError:
+                return {}
+
+    def replace(self, holder: Holder) -> None:
+        write_json(self._path, holder)
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def bury(self, owner: str) -> None:
+        # Rename first: of two drivers that both see a dead holder only one succeeds.
+        grave = self._path.with_name(f"{self._path.name}.{owner}")
+        try:
+            os.rename(self._path, grave)
+        except FileNotFoundError:
+            return
+        grave.unlink()
+
+
+class Lease:
+    """Context manager: holds all its places while its body runs.
+
+    Raises:
+        Busy: another driver holds one of them.
+    """
+
+    def __init__(self, *places: Path | LeasePlace) -> None:
         self.lost = threading.Event()
+        self._places = [FilePlace(place) if isinstance(place, Path) else place for place in places]
+        self._held: list[LeasePlace] = []
         self._owner = uuid.uuid4().hex
+        self._seen: dict[str, float] = {}  # place → when it last was known to be ours, monotonic
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        self._acquire()
+        try:
+            for place in self._places:
+                self._acquire(place)
+        except BaseException:
+            self._release()
+            raise
         self._thread.start()
         return self
 
@@ -51,34 +123,36 @@ class Lease:
         self._ended.set()
         self._thread.join()
         if not self.lost.is_set():
-            self.path.unlink(missing_ok=True)
+            self._release()
 
     def check(self) -> None:
         """Raises Busy when another driver has taken the lease over."""
         if self.lost.is_set():
             raise Busy(
-                f"{self.path} now names another driver: this one was not seen for {EXPIRY_S:.0f} s",
+                f"{self._places[-1].name} is another driver's now: this one was silent for {EXPIRY_S:.0f} s",
                 "one driver a run",
                 "leave the run to the other driver; `vitline status` shows it",
             )
 
-    def _acquire(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+    def confirm(self) -> None:
+        """As `check`, and looks now. Raises besides what a place raises that does not answer."""
+        if not all(self._is_ours(place) for place in self._held):
+            self.lost.set()
+        self.check()
+
+    def _acquire(self, place: LeasePlace) -> None:
         for _ in range(3):
-            try:
-                descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
-            except FileExistsError:
-                self._remove_if_dead()
-                continue
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(self._content(), file)
-            return
+            # Read back: a store that knows no exclusive writing lets two write.
+            if place.create(self._content()) and self._is_ours(place):
+                self._held.append(place)
+                return
+            self._remove_if_dead(place)
         raise Busy(
-            f"{self.path} is taken and given back all the time", "one driver a run", "wait, then run again"
+            f"{place.name} is taken and given back all the time", "one driver a run", "wait, then run again"
         )
 
-    def _remove_if_dead(self) -> None:
-        holder = _read_holder(self.path)
+    def _remove_if_dead(self, place: LeasePlace) -> None:
+        holder = place.read()
         if holder is None:
             return
         if not _is_dead(holder):
@@ -86,17 +160,15 @@ class Lease:
             raise Busy(
                 f"this run is driven by process {holder.get('pid')} on {holder.get('host')} since {since}",
                 "one driver a run",
-                f"wait for it, stop it there, or remove {self.path} if that host is gone for good",
+                f"wait for it, stop it there, or remove {place.name} if that host is gone for good",
             )
-        # Rename first: of two drivers that both see a dead holder only one succeeds.
-        grave = self.path.with_name(f"{self.path.name}.{self._owner}")
-        try:
-            os.rename(self.path, grave)
-        except FileNotFoundError:
-            return
-        grave.unlink()
+        place.bury(self._owner)
 
-    def _content(self) -> dict[str, Any]:
+    def _release(self) -> None:
+        for place in self._held:
+            place.remove()
+
+    def _content(self) -> Holder:
         process = psutil.Process()
         return {
             "owner": self._owner,
@@ -107,34 +179,35 @@ class Lease:
             "heartbeat": time.time(),
         }
 
+    def _is_ours(self, place: LeasePlace) -> bool:
+        holder = place.read()
+        if holder is None or holder.get("owner") != self._owner:
+            return False
+        self._seen[place.name] = time.monotonic()
+        return True
+
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            holder = _read_holder(self.path)
-            if holder is None or holder.get("owner") != self._owner:
-                self.lost.set()
-                return
-            write_json(self.path, self._content())
+            for place in self._held:
+                try:
+                    ours = self._is_ours(place)
+                    if ours:
+                        place.replace(self._content())
+                except Exception:
+                    # A disk or store that does not answer: others take the lease for expired after as long.
+                    ours = time.monotonic() - self._seen[place.name] <= EXPIRY_S
+                if not ours:
+                    self.lost.set()
+                    return
 
 
-def live_holder(path: Path) -> dict[str, Any] | None:
+def live_holder(path: Path) -> Holder | None:
     """Who holds the lease at `path` and lives; None where nobody does."""
-    holder = _read_holder(path)
+    holder = FilePlace(path).read()
     return None if holder is None or _is_dead(holder) else holder
 
 
-def _read_holder(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_json(path)
-    except ValueError:
-        # Its writer died between creating and filling it, or is just at it: give it a moment.
-        time.sleep(0.2)
-        try:
-            return read_json(path)
-        except ValueError:
-            return {}
-
-
-def _is_dead(holder: dict[str, Any]) -> bool:
+def _is_dead(holder: Holder) -> bool:
     if not holder:
         return True
     if holder["host"] == socket.gethostname():

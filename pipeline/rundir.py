@@ -6,9 +6,10 @@
       events.jsonl                 what the driver did: job states, retries
       result.json                  how the last command ended
       openings.jsonl               each time a test split was opened
-      report/                      report.html and the tables and pictures in it
+      report/                      report.html and the tables and pictures in it; made_by.json: whose it is
       launch/                      token and logs of the local Ray
       tracking.json                how far the events have been sent to MLflow
+      kept.json                    what of all this is at the URL `remote`, see pipeline/keeping.py
       jobs/DIGEST/
         job.json                   what the job is: name, stage, settings, inputs
         result.json                written last, by rename: the job is done
@@ -91,8 +92,10 @@ class RunDir:
         self.result = path / "result.json"
         self.openings = path / "openings.jsonl"
         self.report = path / "report"
+        self.report_maker = self.report / "made_by.json"
         self.launch = path / "launch"
         self.tracking = path / "tracking.json"
+        self.kept = path / "kept.json"
         self.jobs = path / "jobs"
 
     def job(self, digest: str) -> JobDir:

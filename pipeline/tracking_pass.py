@@ -50,6 +50,8 @@ class Refused(Exception):
 class Store(Protocol):
     """What a pass asks for. Times are Unix seconds."""
 
+    experiment: str  # id, once it is open
+
     def open(self) -> bool: ...
     def has(self, run_id: str) -> bool: ...
     def find_parent(self, key: str) -> str: ...
@@ -101,6 +103,7 @@ class Sender:
             return
         if self.store.open():
             self._check_parent()
+        self.cursor.experiment = self.store.experiment
         self._send_parent_start()
         for digest in list(self.cursor.jobs):
             if not self.cursor.jobs[digest].is_settled:

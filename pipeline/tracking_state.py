@@ -119,6 +119,7 @@ class Cursor:
         store: the store's address; a cursor of another store is not used.
         key: random name of the parent run, kept before the run is created, so that a create call whose
             answer was lost is found again.
+        experiment: its id in the store, for links; "" before it is known.
         uncertain: when a create call last failed, Unix seconds; it may have worked all the same.
     """
 
@@ -128,6 +129,7 @@ class Cursor:
     commands: int = 0
     version: str = ""
     commit: str = ""
+    experiment: str = ""
     uncertain: float = 0.0
     parent: Tracked = field(default_factory=Tracked)
     jobs: dict[str, Tracked] = field(default_factory=dict)

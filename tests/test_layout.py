@@ -29,6 +29,8 @@ ROOMS = {
     "pipeline.gang": 4,
     "pipeline.preemption": 3.5,
     "pipeline.recovery": 3,
+    "pipeline.keeping": 3,
+    "pipeline.remote_state": 2.5,
     "pipeline.cluster": 4,
     "pipeline.tracking": 4,
     "pipeline.tracking_model": 4,

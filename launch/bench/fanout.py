@@ -37,8 +37,8 @@ from launch.bench.simulate import SimulatedRow, simulate
 from launch.bench.simulated import World
 from pipeline.driver import plan_run
 from pipeline.graph import Selection, select
-from pipeline.rundir import RunDir
-from pipeline.stages import prepare
+from pipeline.rundir import RunDir, write_json
+from pipeline.stages import compare, prepare
 from pipeline.stages.catalog import STAGES
 
 
@@ -93,6 +93,8 @@ def skipping(count: int) -> Row:
             # Without flushing each to the disk: this is not what is measured.
             job.job.write_text(json.dumps(description(item)))
             job.result.write_text(json.dumps({"digest": item.digest}))
+            if item.job.stage == compare.STAGE:
+                write_json(run.report_maker, {"digest": item.digest})
         began = time.perf_counter()
         planned = select(plan_run(config, run), Selection(), STAGES)
         seconds = time.perf_counter() - began

@@ -29,6 +29,8 @@ class TrackingSettings(Settings):
 
 
 class ReportSettings(Settings):
+    """What report.html shows."""
+
     images: bool = Field(
         True,
         description="show images: the hardest of the test splits, some of train, what attention looks at; "
@@ -40,7 +42,12 @@ class RunConfig(Settings):
     """The whole of one run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also its directory's name")
-    root: str = Field("runs", description="directory that holds the runs")
+    root: str = Field("runs", description="directory that holds the runs, seen by all nodes of the cluster")
+    remote: str | None = Field(
+        None,
+        description="URL (s3, gs, a mounted path) where the state of the run is kept too, so that any "
+        "machine goes on with it, with a `root` of its own; None: in root alone",
+    )
     seed: int = Field(0, ge=0)
     datasets: dict[str, DatasetSettings] = Field(min_length=1)
     pretrain: PretrainSettings
@@ -50,6 +57,15 @@ class RunConfig(Settings):
     tracking: TrackingSettings = TrackingSettings()
     report: ReportSettings = ReportSettings()
     retrain: RetrainSettings | None = Field(None, description="how the run repeats; None: it does not")
+
+    @model_validator(mode="after")
+    def _root_is_here(self) -> RunConfig:
+        if "://" in self.root:
+            raise ValueError(
+                f"root is {self.root!r}: ranks work in a directory; set remote={self.root}, where the state "
+                "of the run is kept then, and root to a directory that all nodes see"
+            )
+        return self
 
     @model_validator(mode="after")
     def _datasets_exist(self) -> RunConfig:
@@ -66,6 +82,11 @@ class RunConfig(Settings):
     def _can_repeat(self) -> RunConfig:
         if self.retrain is None:
             return self
+        if self.remote is not None:
+            raise ValueError(
+                "retrain keeps what it knows of champion and rounds under root: leave remote out, which is "
+                "for single runs"
+            )
         dataset = self.pretrain.dataset
         if not isinstance(self.datasets.get(str(dataset)), WebdatasetSource):
             raise ValueError(

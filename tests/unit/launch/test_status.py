@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def status(run: RunDir, capsys: pytest.CaptureFixture[str], price: float | None = None) -> dict[str, object]:
-    print_status(run.path, as_json=True, price=price)
+    print_status(str(run.path), as_json=True, price=price)
     found: dict[str, object] = json.loads(capsys.readouterr().out)
     return found
 
@@ -46,7 +46,7 @@ def test_sums_are_those_of_the_results(run: RunDir, capsys: pytest.CaptureFixtur
     sums = {"jobs": 4, "done": 2, "seconds": 5400.0, "device_hours": 8.5}
     assert status(run, capsys)["sums"] == {**sums, "price": None}
     assert status(run, capsys, price=2.0)["sums"] == {**sums, "price": 17.0}
-    print_status(run.path, as_json=False, price=2.0)
+    print_status(str(run.path), as_json=False, price=2.0)
     printed = capsys.readouterr().out
     assert "2 of 4 jobs done: 1.50 hours of jobs, 8.5 device-hours of training, 17.00 in all" in printed
     assert "not run" in printed
@@ -58,12 +58,50 @@ def test_mlflows_ids_are_those_of_the_mirror(run: RunDir, capsys: pytest.Capture
     jobs = {"pretrain": Tracked("pretrain", run_id="p1"), "finetune-b": Tracked("finetune/b")}
     Cursor("sqlite:///runs/mlflow.db", parent=Tracked(run_id="r1"), jobs=jobs).save(run.tracking)
     found = status(run, capsys)
-    assert found["mlflow"] == {"store": "sqlite:///runs/mlflow.db", "run_id": "r1"}
+    command = "mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
+    assert found["mlflow"] == {
+        "store": "sqlite:///runs/mlflow.db",
+        "experiment_id": "",
+        "run_id": "r1",
+        "url": None,
+        "command": command,
+    }
     rows = found["jobs"]
     assert isinstance(rows, list)
     assert [row["mlflow_run_id"] for row in rows] == ["p1", None, None, None]
-    print_status(run.path, as_json=False)
-    assert "MLflow: run r1 in sqlite:///runs/mlflow.db" in capsys.readouterr().out
+    print_status(str(run.path), as_json=False)
+    printed = capsys.readouterr().out
+    assert "MLflow: run r1 in sqlite:///runs/mlflow.db" in printed
+    assert command in printed
+
+
+def test_a_run_on_a_server_has_links(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = {"pretrain": Tracked("pretrain", run_id="p1"), "finetune-b": Tracked("finetune/b")}
+    store, page = "http://host:5000/", "http://host:5000/#/experiments/3/runs"
+    cursor = Cursor(store, experiment="3", parent=Tracked(run_id="r1"), jobs=jobs)
+    cursor.save(run.tracking)
+    found = status(run, capsys)
+    assert isinstance(found["mlflow"], dict)
+    assert found["mlflow"]["url"] == f"{page}/r1"
+    assert found["mlflow"]["command"] is None
+    assert isinstance(found["jobs"], list)
+    assert [row["mlflow_url"] for row in found["jobs"]] == [f"{page}/p1", None, None, None]
+    print_status(str(run.path), as_json=False)
+    assert f"MLflow: {page}/r1" in capsys.readouterr().out
+
+
+def test_a_cursor_from_before_experiments_were_noted_has_no_link(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Cursor("http://host:5000", parent=Tracked(run_id="r1")).save(run.tracking)
+    saved = json.loads(run.tracking.read_text())
+    del saved["experiment"]
+    run.tracking.write_text(json.dumps(saved))
+    found = status(run, capsys)
+    assert isinstance(found["mlflow"], dict)
+    assert found["mlflow"]["url"] is None
+    print_status(str(run.path), as_json=False)
+    assert "MLflow: run r1 in http://host:5000" in capsys.readouterr().out
 
 
 def test_a_mirror_that_was_cut_short_is_none(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,8 @@ class MemoryStore:
             raise Away("after")
         return result
 
+    experiment = "7"
+
     def open(self) -> bool:
         return bool(self._run(lambda: True))
 
