@@ -16,6 +16,7 @@ from pipeline.driver import run_dir_of
 from pipeline.errors import Busy, UserError
 from pipeline.lease import Lease
 from pipeline.retrain.notify import notify
+from pipeline.retrain.occasions import BESIDE
 from pipeline.retrain.opening import Scene, settings_of, wanted
 from pipeline.retrain.promotion import promote_by_hand, roll_back
 from pipeline.retrain.rounds import tracking_uri
@@ -97,7 +98,8 @@ def print_history(config: RunConfig, *, as_json: bool, last_only: bool) -> None:
     if not events:
         raise UserError(f"no tick yet in {state.path}", "a ledger", "run `vitline retrain` first")
     if last_only:
-        print(_explain(state, events[-1]))
+        decisions = [event for event in events if event["decision"] not in BESIDE]
+        print(_explain(state, (decisions or events)[-1]))
         return
     for event in events:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))

@@ -56,6 +56,7 @@ def cron(tick: Tick) -> dict[str, str]:
     text = (
         f"# vitline retrain of {tick.name}. Install: crontab -l | cat - FILE | crontab -\n"
         "# Exit codes 3 (nothing to do), 6 (not promoted) and 8 (another tick) are no faults.\n"
+        "# cronie reads CRON_TZ; Debian's cron goes by the machine's zone: set that, or write its times.\n"
         f"CRON_TZ={tick.timezone}\n{line}\n"
     )
     return {f"{tick.unit}.cron": text}

@@ -35,15 +35,17 @@ def render(
         Path | None, typer.Option(metavar="DIR", help="where the files go; default: print them")
     ] = None,
 ) -> None:
-    """Write what a scheduler needs to call `vitline retrain`; installs nothing.
+    """Write what a scheduler needs to call `vitline retrain`, and say when it will; installs nothing.
 
     Example: vitline schedule render systemd configs/retrain/demo.yaml --out units
     """
+    import datetime
     import shutil
     import sys
 
     from launch.cluster_config import load_cluster
     from launch.schedule import RENDERERS, Tick
+    from launch.schedule_times import next_times
     from pipeline.config_io import load_config
     from pipeline.errors import ConfigError
     from pipeline.rundir import write_atomic
@@ -57,14 +59,20 @@ def render(
             "all of them in the file that the tick reads",
             "write them there",
         )
+    schedule, zone = settings.retrain.schedule, settings.retrain.timezone
+    times = next_times(schedule, zone, datetime.datetime.now(datetime.UTC), 5)
+    if not times:
+        raise ConfigError(
+            f"retrain.schedule {schedule!r} never ticks", "days that some month has", "correct day and month"
+        )
     command = shutil.which("vitline") or str(Path(sys.executable).with_name("vitline"))
     tick = Tick(
         name=settings.name,
         config=config.absolute(),
         directory=Path.cwd(),
         vitline=command,
-        schedule=settings.retrain.schedule,
-        timezone=settings.retrain.timezone,
+        schedule=schedule,
+        timezone=zone,
         cluster=load_cluster(cluster),
     )
     for name, text in RENDERERS[scheduler.value](tick).items():
@@ -73,3 +81,5 @@ def render(
         else:
             write_atomic(out / name, text.encode())
             typer.echo(str(out / name))
+    for moment in times:
+        typer.echo(f"next: {moment:%a %Y-%m-%d %H:%M %Z}", err=True)

@@ -19,10 +19,14 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.config.base import Settings
 
-Occasion = Literal["started", "failed", "rejected", "inconclusive", "waiting", "promoted", "rolled_back"]
+Occasion = Literal[
+    "started", "skipped", "failed", "rejected", "inconclusive", "waiting", "promoted", "rolled_back",
+    "stale", "lease_taken",
+]  # fmt: skip
 
 _RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
-_ITEM = re.compile(r"^(\*|\d+(?:-\d+)?)(?:/(\d+))?$")
+# No N/STEP, which cron refuses and others read as from N on.
+_ITEM = re.compile(r"^(?:\d+|(\*|\d+-\d+)(?:/0*[1-9]\d*)?)$")
 
 
 def _check_schedule(value: str) -> str:
@@ -31,12 +35,17 @@ def _check_schedule(value: str) -> str:
         raise ValueError(f"{len(fields)} fields; expected five: minute hour day month weekday, '0 2 * * 1'")
     for text, (low, high) in zip(fields, _RANGES, strict=True):
         for item in text.split(","):
-            match = _ITEM.match(item)
-            numbers = [int(number) for number in re.findall(r"\d+", match.group(1))] if match else []
-            if match is None or any(not low <= number <= high for number in numbers):
-                raise ValueError(f"{item!r} in {value!r}; expected *, N, N-M or */N with {low} to {high}")
-            if numbers != sorted(numbers) or match.group(2) == "0":
+            numbers = [int(number) for number in re.findall(r"\d+", item.split("/")[0])]
+            if not _ITEM.match(item) or any(not low <= number <= high for number in numbers):
+                raise ValueError(
+                    f"{item!r} in {value!r}; expected *, N, N-M, */STEP or N-M/STEP with {low} to {high}"
+                )
+            if numbers != sorted(numbers):
                 raise ValueError(f"{item!r} in {value!r} is an empty range")
+    _, _, day, _, weekday = fields
+    if "*" not in (day, weekday) and "*" in (day[0], weekday[0]):
+        # Either of the two is enough, or both must hold: cron's answer is not that of Kubernetes.
+        raise ValueError(f"day {day!r} with weekday {weekday!r} in {value!r}; expected numbers in both, or *")
     return value
 
 
@@ -121,7 +130,10 @@ class NotifySettings(Settings):
     format: Literal["json", "slack"] = "json"
     command: tuple[str, ...] = Field((), description="program and arguments; gets the JSON on stdin")
     on: tuple[Occasion, ...] = Field(
-        ("failed", "rejected", "inconclusive", "waiting", "promoted", "rolled_back"), min_length=1
+        ("failed", "rejected", "inconclusive", "waiting", "promoted", "rolled_back", "stale", "lease_taken"),
+        min_length=1,
+        description="started, skipped, failed, rejected, inconclusive, waiting, promoted, rolled_back, stale"
+        " (nothing promoted within twice max_age_days), lease_taken (a tick before had died)",
     )
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from pipeline.errors import Busy
 from pipeline.events import Event, EventLog, read_events
+from pipeline.lease import live_holder
 from pipeline.rundir import RunDir, read_json, write_json
 
 Phase = Literal[
@@ -107,7 +108,19 @@ class State:
         self._paused = path / "paused.json"
         self._ledger = path / "ledger.jsonl"
 
-    # ---------------------------------------------------------------- fencing
+    # ---------------------------------------------------------------- who is at it
+
+    def left_behind(self) -> str | None:
+        """Whose lease lies there though it has died, in words; None: nobody's."""
+        if live_holder(self.lease) is not None:
+            return None
+        try:
+            holder = read_json(self.lease)
+        except ValueError:  # it died while it wrote it
+            holder = {}
+        if holder is None:
+            return None
+        return f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}"
 
     def next_fence(self) -> int:
         """A number larger than that of every tick before; to be asked for under the lease."""

@@ -22,11 +22,12 @@ from pipeline.lease import Lease
 from pipeline.retrain.freshness import decide
 from pipeline.retrain.judging import READABLE, evidence, judge_round, weights_of
 from pipeline.retrain.notify import notify, ping
+from pipeline.retrain.occasions import of_model, of_round, why_stale
 from pipeline.retrain.opening import Scene, find_data, open_round
 from pipeline.retrain.promotion import promote, register
 from pipeline.retrain.reevaluation import needed, prepare
 from pipeline.retrain.rounds import config_of, reuse
-from pipeline.retrain.state import SEEN, Phase, Round, State
+from pipeline.retrain.state import SEEN, Phase, Round
 from pipeline.rundir import RunDir, read_json, write_json
 
 # Exit codes of a run after which another attempt can help; None: it died without a word.
@@ -82,10 +83,16 @@ class Ticker:
             Busy: another tick is at it.
             VitlineError: what a tick cannot go on from; the next one begins where this one stood.
         """
+        died = self.state.left_behind()
         with Lease(self.state.lease):
             self.fence = self.state.next_fence()
             try:
+                if died is not None:
+                    self._announce("lease_taken", f"{died} died at a tick; this one goes on where it stood")
                 answer = self._advance(force)
+                stale = why_stale(self.state.history(), self.settings.data.max_age_days, self.scene.clock())
+                if stale is not None:
+                    self._announce("stale", stale)
             except VitlineError as error:
                 self._note(Answer("error", error.found), self.state.current())
                 raise
@@ -103,6 +110,7 @@ class Ticker:
             if now is None:
                 opened = open_round(self.scene, self.fence, force)
                 if isinstance(opened, str):
+                    self._tell_of_model("skipped", opened)
                     return self._note(Answer("skipped", opened), None)
                 now = opened
             if now.phase == "due":
@@ -241,7 +249,17 @@ class Ticker:
                 self._write(now, told=now.phase)
 
     def _tell(self, now: Round, occasion: str) -> None:
-        notify(self.settings.notify, occasion, message(self.registry.name, now, occasion, self.state))
+        notify(self.settings.notify, occasion, of_round(self.registry.name, now, occasion, self.state))
+
+    def _tell_of_model(self, occasion: str, why: str) -> None:
+        notify(
+            self.settings.notify, occasion, of_model(self.registry.name, occasion, why, self.scene.clock())
+        )
+
+    def _announce(self, occasion: str, why: str) -> None:
+        """Something beside the rounds: noted in the ledger, and told."""
+        self._note(Answer(occasion, why), None)
+        self._tell_of_model(occasion, why)
 
     def _note(self, answer: Answer, now: Round | None) -> Answer:
         event: dict[str, Any] = {
@@ -258,22 +276,3 @@ class Ticker:
         if (answer.decision, answer.run) != (before.get("decision"), before.get("run")) or now is None:
             self.state.note(event)
         return answer
-
-
-def message(model: str, now: Round, occasion: str, state: State) -> dict[str, Any]:
-    """The body of a notification."""
-    words = f"{model}: {occasion} ({now.why or now.reason})"
-    if occasion == "waiting":
-        words += f"; vitline promote CONFIG --version {now.version}"
-    return {
-        "summary": words,
-        "model": model,
-        "run": now.run,
-        "version": now.version,
-        "champion": now.champion,
-        "why": now.why,
-        "reason": now.reason,
-        "samples": now.samples,
-        "gate": read_json(state.gate(now.run)),
-        "time": now.ended or now.opened,
-    }

@@ -23,11 +23,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3000)]
 ROOT = Path(__file__).resolve().parents[2]
 # Ends when somebody ends it.
 ENDLESS = ("mlflow ui",)
-# What else than 0 is an answer: this machine may have no Slurm, or one that refuses the job, or be too busy
+# What else than 0 is an answer: this machine may have no Slurm, or one that refuses the job, and may be unfit
 # for the doctor; runs of few steps differ by chance.
 ANSWERS = {
     "vitline doctor": {0, 7},
-    "vitline launch slurm": {0, 2, 7},
+    "vitline launch slurm": {0, 7},
     "vitline compare runs/a latest": {0, 6},
 }
 
@@ -77,6 +77,7 @@ class Shell:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self.said = ""  # by the last line, on both streams
         shutil.copytree(ROOT / "configs", home / "configs")
         (home / "tests").symlink_to(ROOT / "tests")
         shrink(home / "configs")
@@ -96,9 +97,9 @@ class Shell:
             check=False,
         )
         expected = next((codes for start, codes in ANSWERS.items() if line.startswith(start)), {0})
-        said = f"$ {line}\n{done.stdout}{done.stderr}"
-        assert done.returncode in expected, f"exit code {done.returncode}\n{said}"
-        assert "Traceback" not in said, said
+        self.said = f"$ {line}\n{done.stdout}{done.stderr}"
+        assert done.returncode in expected, f"exit code {done.returncode}\n{self.said}"
+        assert "Traceback" not in self.said, self.said
         return done.stdout
 
 
@@ -117,7 +118,8 @@ def test_launch(shell: Shell) -> None:
     assert list((shell.home / "runs/demo/launch").glob("job.sbatch"))
     # The same command again does nothing twice.
     again = next(line for line in lines if "pretrain.duration" in line)
-    assert "0 due" in shell.type(again)
+    shell.type(again)
+    assert "0 due" in shell.said
 
 
 def test_retrain(shell: Shell) -> None:

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,10 @@ import pytest
 import yaml
 
 from launch.cluster_config import load_cluster
-from launch.schedule import Tick, airflow, kubernetes
+from launch.schedule import Tick, airflow, cron, kubernetes
 
 ROOT = Path(__file__).resolve().parents[3]
+CRON_PID = Path("/run/crond.pid")
 # Prints what Airflow's own parser made of the DAGs in a directory.
 PARSE = """
 import json, sys
@@ -70,6 +74,50 @@ def test_the_api_schema_takes_the_cron_job() -> None:
     manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["workingDirectory"] = "/"
     with pytest.raises(schemas.ValidationError, match="workingDirectory"):
         schemas.validate(manifest, schemas.latest_version(), strict=True)
+
+
+def test_cron_reads_its_line(tmp_path: Path) -> None:
+    tool = shutil.which("crontab")
+    if tool is None or "-n" not in subprocess.run([tool, "-h"], capture_output=True, text=True).stderr:
+        pytest.skip("no crontab that checks a file: apt-get install cron")
+    (text,) = cron(tick()).values()
+    (tmp_path / "cron").write_text(text)
+    subprocess.run([tool, "-n", str(tmp_path / "cron")], check=True, timeout=60, capture_output=True)
+    (tmp_path / "cron").write_text(text.replace("30 2 * * 1-5", "30 2 * * 1-9"))
+    done = subprocess.run([tool, "-n", str(tmp_path / "cron")], timeout=60, capture_output=True, check=False)
+    assert done.returncode != 0, "the tool would see a wrong line"
+
+
+@pytest.mark.slow
+def test_cron_itself_calls_the_tick(tmp_path: Path) -> None:
+    """Installed as its head says, run by the daemon, and taken away."""
+    tools = shutil.which("crontab"), shutil.which("cron")
+    if None in tools or os.geteuid() != 0 or CRON_PID.exists():
+        pytest.skip("needs root, and Debian's cron installed and not running: apt-get install cron")
+    if subprocess.run(["crontab", "-l"], capture_output=True, check=False).returncode == 0:
+        pytest.skip("there is a crontab already")
+    here = tmp_path / "50% odd"
+    here.mkdir()
+    command = here / "vitline"
+    command.write_text('#!/bin/sh\necho "$PWD" "$@"\n')
+    command.chmod(0o755)
+    here_tick = replace(tick(), directory=here, config=here / "run.yaml", vitline=str(command))
+    (text,) = cron(replace(here_tick, schedule="* * * * *")).values()
+    subprocess.run(["crontab", "-"], input=text, text=True, check=True)
+    daemon = subprocess.Popen(["cron", "-f"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = here / "vitline-my-run.log"
+    try:
+        shown = subprocess.run(["crontab", "-l"], capture_output=True, text=True, check=True).stdout
+        assert text in shown
+        deadline = time.monotonic() + 150
+        while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+            time.sleep(1)
+    finally:
+        daemon.terminate()
+        daemon.wait(60)
+        CRON_PID.unlink()  # it leaves that
+        subprocess.run(["crontab", "-r"], check=True)
+    assert log.read_text().splitlines()[0] == f"{here} retrain {here}/run.yaml --wait"
 
 
 def parse(directory: Path, python: str) -> dict[str, Any]:

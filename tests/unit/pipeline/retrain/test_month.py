@@ -16,6 +16,7 @@ import torch
 from launch.retrain import pause
 from pipeline.config_io import load_config
 from pipeline.errors import Busy, UserError
+from pipeline.retrain.opening import Scene
 from pipeline.retrain.promotion import promote_by_hand, roll_back
 from pipeline.retrain.tick import Answer, RunState
 from pipeline.rundir import read_json
@@ -107,7 +108,8 @@ def _explained(month: Month) -> None:
             assert (min(bounds) > -gate["margin_pp"]) == (gate["verdict"] == "pass")
         assert month.registry.version(str(item.version)).tags["run"] == item.run
     noted = [event["decision"] for event in month.state.history()]
-    assert len(noted) == 31
+    assert noted.count("lease_taken") == 1, "a tick was killed on day 14"
+    assert len(noted) == 32
     assert all(event["why"] for event in month.state.history())
 
 
@@ -140,31 +142,53 @@ def test_a_stale_tick_moves_nothing(month: Month) -> None:
     assert month.champion() is None
 
 
-@pytest.mark.parametrize("policy", ["skip", "queue", "replace"])
-def test_new_data_while_a_run_goes_on(tmp_path: Path, policy: str) -> None:
+GOING = RunState(running=True)
+
+
+def _data_while_a_run_goes_on(tmp_path: Path, policy: str, answers: list[RunState]) -> tuple[Month, Answer]:
+    """A run that was started on day 3, and what the tick of day 5 says, after the drop of day 3."""
     month = Month(tmp_path, overlap=policy)
     drop(month.watch, 1)
     month.day = 3
-    going = RunState(running=True)
-    month.trainer.answers = [going]
+    month.trainer.answers = [GOING]
     assert month.tick().decision == "started"
     drop(month.watch, 3)
     month.day = 5
-    month.trainer.answers = {
-        "skip": [going],
-        "queue": [going, going],
-        "replace": [going, RunState(running=False, exit_code=75)],
-    }[policy]
+    month.trainer.answers = answers
+    return month, month.tick()
+
+
+@pytest.mark.parametrize("policy", ["skip", "queue"])
+def test_what_comes_while_a_run_goes_on_waits_for_the_next_tick(tmp_path: Path, policy: str) -> None:
+    month, answer = _data_while_a_run_goes_on(tmp_path, policy, [GOING, GOING])
+    assert answer.decision == "running"
+    assert [item.phase for item in month.state.rounds()] == ["submitted"]
+    assert (month.state.queued() is not None) == (policy == "queue")
+    month.trainer.answers = []
+    assert month.tick().decision == "promoted", "the run on the data of day 1"
+    # Since then more is asked for than came: only what was queued runs all the same.
+    data = month.config.retrain.data.model_copy(update={"min_new_samples": 9})  # type: ignore[union-attr]
+    retrain = month.config.retrain.model_copy(update={"data": data})  # type: ignore[union-attr]
+    config = month.config.model_copy(update={"retrain": retrain})
+    month.scene = Scene(config, month.state, month.registry, tmp_path, month.scene.clock)
     answer = month.tick()
-    rounds = [item.phase for item in month.state.rounds()]
-    if policy == "replace":
-        assert month.trainer.stopped == [month.trainer.started[0]]
-        assert answer.decision == "promoted"
-        assert rounds == ["replaced", "promoted"]
+    samples = [item.samples for item in month.state.rounds()]
+    if policy == "skip":
+        assert (answer.decision, samples) == ("skipped", [8])
     else:
-        assert answer.decision == "running"
-        assert (month.state.queued() is not None) == (policy == "queue")
-        assert rounds == ["submitted"]
+        assert (answer.decision, samples) == ("promoted", [8, 16])
+        assert month.state.rounds()[-1].reason.startswith("queued: ")
+        assert month.state.queued() is None
+        assert month.tick().decision == "skipped"
+
+
+def test_what_comes_while_a_run_goes_on_may_replace_it(tmp_path: Path) -> None:
+    stopped = RunState(running=False, exit_code=75)
+    month, answer = _data_while_a_run_goes_on(tmp_path, "replace", [GOING, stopped])
+    assert month.trainer.stopped == [month.trainer.started[0]]
+    assert answer.decision == "promoted"
+    assert [item.phase for item in month.state.rounds()] == ["replaced", "promoted"]
+    assert [item.samples for item in month.state.rounds()] == [8, 16]
 
 
 def test_rollback_blocks_what_was_left(month: Month) -> None:
