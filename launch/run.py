@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +25,7 @@ from pipeline.config import RunConfig
 from pipeline.driver import Driver, plan_run, run_dir_of, write_outcome
 from pipeline.errors import VitlineError
 from pipeline.executor import RayExecutor
-from pipeline.graph import Planned, Selection, select
+from pipeline.graph import Planned, Selection, changes, listed, select
 from pipeline.keeping import is_planned_by, keep, url_of, with_checkpoints
 from pipeline.lease import Lease
 from pipeline.remote_state import RemoteLease, RemoteState, look_at
@@ -91,13 +92,35 @@ def run_config(
         lease = _hold(config, run, stack)
         planned = select(plan_run(config, run), selection, STAGES)
         due = [item for item in planned if item.state == "due"]
-        Console(stderr=True, highlight=False).print(f"{config.name}: {_count(planned)}")
+        console = Console(stderr=True, highlight=False)
+        console.print(f"{config.name}: {_count(planned)}")
+        if found := changed_settings(config, run):
+            console.print(
+                f"{run.path} was written by another configuration: {listed(found)}; "
+                "what that changes is done anew, results of the other stay",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
         if due:
             left_s = None if stop_after_s is None else stop_after_s - (time.monotonic() - began)
             look = None if preflight == "off" else Preflight(config, run, due, quick=preflight == "quick")
             _drive(config, run, lease, planned, on_stop, left_s, look)
         write_outcome(run, 0, None)
     _print_end(config, run, planned, as_json=as_json)
+
+
+def changed_settings(config: RunConfig, run: RunDir) -> list[str]:
+    """`setting old → new` against the last command on this directory; where it runs does not count."""
+    try:
+        before = yaml.safe_load(run.config.read_bytes())
+    except (FileNotFoundError, yaml.YAMLError):
+        return []
+    if not isinstance(before, dict):
+        return []
+    aside = {"root", "remote", "cluster", "fanout", "tracking"}
+    now = config.model_dump(mode="json", exclude=aside)
+    return changes({key: value for key, value in before.items() if key not in aside}, now)
 
 
 def _hold(config: RunConfig, run: RunDir, stack: ExitStack) -> Lease:

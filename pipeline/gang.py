@@ -28,7 +28,8 @@ from pipeline import preemption
 from pipeline.errors import EnvironmentUnfit, StopRequested, VitlineError
 from pipeline.events import EventLog, read_events
 from pipeline.graph import Outcome, Planned
-from pipeline.rundir import RunDir
+from pipeline.rundir import JobDir, RunDir
+from pipeline.train.faults import lost_rank
 
 # Set on purpose; Ray Train's own values stand behind each. Read when ray.train is imported.
 _ENVIRONMENT = {
@@ -104,7 +105,7 @@ class Gang:
         try:
             self._trainer().fit()
         except TrainingFailedError as error:
-            return _failure(digest, error)
+            return _failure(digest, error, RunDir(self._run_dir).job(digest))
         except RayTaskError:
             raise  # from inside the controller: it would come again
         except RayError as error:
@@ -238,7 +239,7 @@ def _rank(config: dict[str, Any]) -> None:
             return
 
 
-def _failure(digest: str, error: TrainingFailedError) -> Outcome:
+def _failure(digest: str, error: TrainingFailedError, job: JobDir) -> Outcome:
     if not isinstance(error, WorkerGroupError):
         return Outcome(digest=digest, error=str(error), retry=True)
     if any(preemption.was_preempted(failure) for failure in error.worker_failures.values()):
@@ -253,8 +254,28 @@ def _failure(digest: str, error: TrainingFailedError) -> Outcome:
     for rank, failure in failures.items():
         if death := getattr(failure, "health_check_failure", None):
             return Outcome(digest=digest, error=_lost(rank, str(death)), retry=True)
-    first = next(iter(failures.values()))
-    return Outcome(digest=digest, error=f"{type(first).__name__}: {first}", retry=not _is_bug(first))
+    own = {rank: failure for rank, failure in failures.items() if not _is_anothers(failure)}
+    rank, first = next(iter((own or failures).items()))
+    text = f"rank {rank}: {type(first).__name__}: {first}"
+    if own:
+        text += _traceback(job.rank_log(job.read_generation(), rank))
+    return Outcome(digest=digest, error=text, retry=not _is_bug(first))
+
+
+def _is_anothers(error: BaseException) -> bool:
+    """Whether a rank failed because another had."""
+    lost = lost_rank(error) if isinstance(error, Exception) else None
+    return lost is not None or isinstance(error, ConnectionError)
+
+
+def _traceback(log: Path) -> str:
+    """Where a rank failed, which Ray Train does not hand on, by its log."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback ")]
+    return f"\n{log}:\n" + "\n".join(lines[starts[0] :]) if starts else ""
 
 
 def _cause(error: BaseException) -> BaseException:

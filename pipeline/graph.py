@@ -137,10 +137,9 @@ def _inputs_first(jobs: Sequence[Job]) -> list[Job]:
 def _why(job: Job, inputs: Mapping[str, str], redone: Sequence[str], before: Mapping[str, Any] | None) -> str:
     if before is None:
         return "new"
-    changes = list(_changes(before["slice"], job.slice))
-    if changes:
-        more = f" and {len(changes) - 2} more" if len(changes) > 2 else ""
-        return "changed: " + ", ".join(changes[:2]) + more
+    found = list(changes(before["slice"], job.slice))
+    if found:
+        return f"changed: {listed(found)}"
     if before["stage_version"] != job.version:
         return f"stage version {before['stage_version']} → {job.version}"
     if dict(before["inputs"]) != dict(inputs):
@@ -148,7 +147,13 @@ def _why(job: Job, inputs: Mapping[str, str], redone: Sequence[str], before: Map
     return "not finished"
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def listed(found: Sequence[str]) -> str:
+    """The first two, and how many more."""
+    return ", ".join(found[:2]) + (f" and {len(found) - 2} more" if len(found) > 2 else "")
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`setting old → new` of all settings that differ."""
     old, new = dict(flatten(before)), dict(flatten(now))
     return [
         f"{key} {_short(old.get(key))} → {_short(new.get(key))}"

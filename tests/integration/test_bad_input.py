@@ -38,6 +38,23 @@ def test_settings_are_refused_before_anything_starts(
     assert not (tmp_path / "small").exists()
 
 
+def test_a_stage_that_does_not_exist_is_named(vitline: Callable[..., Any], tmp_path: Path) -> None:
+    command = vitline("run", str(SMALL), f"root={tmp_path}", "--from", "pretrian")
+    check_message(
+        command, 2, "the stage 'pretrian'", "prepare, pretrain, choose, finetune, evaluate, compare"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_cluster_that_is_too_small_is_refused_naming_what_is_missing(
+    vitline: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings = ["pretrain.gang.workers=640", "pretrain.batch=640", "tracking.enabled=false"]
+    command = vitline("run", str(SMALL), f"root={tmp_path}", *settings)
+    check_message(command, 7, "pretrain needs 640 CPU, the cluster has", "lower pretrain.gang.workers")
+
+
 def test_a_missing_configuration_is_named(vitline: Callable[..., Any], tmp_path: Path) -> None:
     check_message(vitline("run", str(tmp_path / "none.yaml")), 2, "none.yaml")
 

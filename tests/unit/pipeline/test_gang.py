@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -15,9 +16,15 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from pipeline import gang
 from pipeline.errors import DataError, EnvironmentUnfit
 from pipeline.graph import Job, Outcome, Planned
+from pipeline.rundir import RunDir
+from pipeline.train.attempt import rank_log
 
 DEATH = "The actor died.\n\tpid: 7\n\tip: 10.77.0.2\nThe actor is dead because its node has died."
 RESET = ConnectionError("Connection closed by peer")
+
+
+def failure_of(error: WorkerGroupError, run: Path = Path("no-run")) -> Outcome:
+    return gang._failure("digest", error, RunDir(run).job("digest"))
 
 
 def lost(death: Exception) -> WorkerHealthCheckFailedError:
@@ -26,7 +33,7 @@ def lost(death: Exception) -> WorkerHealthCheckFailedError:
 
 def test_the_rank_that_is_gone_is_named_before_those_that_noticed() -> None:
     gone = lost(RayActorError(actor_id="ab", error_msg=DEATH))
-    outcome = gang._failure("digest", WorkerGroupError("", {0: RESET, 1: gone}))
+    outcome = failure_of(WorkerGroupError("", {0: RESET, 1: gone}))
     assert outcome.error is not None
     assert outcome.error.splitlines()[0] == "rank 1 on 10.77.0.2 was lost"
     assert outcome.error.endswith("its node has died.")
@@ -34,21 +41,43 @@ def test_the_rank_that_is_gone_is_named_before_those_that_noticed() -> None:
 
 
 def test_a_death_without_an_address_has_its_rank() -> None:
-    outcome = gang._failure("digest", WorkerGroupError("", {2: lost(ActorDiedError())}))
+    outcome = failure_of(WorkerGroupError("", {2: lost(ActorDiedError())}))
     assert outcome.error is not None
     assert outcome.error.splitlines()[0] == "rank 2 was lost"
 
 
 def test_a_fault_of_ours_says_more_than_a_lost_rank() -> None:
     fault = DataError("a shard that ends early", "whole shards", "fetch it again")
-    outcome = gang._failure("digest", WorkerGroupError("", {0: lost(ActorDiedError()), 1: fault}))
+    outcome = failure_of(WorkerGroupError("", {0: lost(ActorDiedError()), 1: fault}))
     assert outcome.fault is fault
     assert not outcome.retry
 
 
 def test_survivors_alone_are_worth_another_try_and_a_bug_is_not() -> None:
-    assert gang._failure("digest", WorkerGroupError("", {0: RESET})).retry
-    assert not gang._failure("digest", WorkerGroupError("", {0: TypeError("no")})).retry
+    assert failure_of(WorkerGroupError("", {0: RESET})).retry
+    assert not failure_of(WorkerGroupError("", {0: TypeError("no")})).retry
+
+
+def test_the_rank_that_failed_by_itself_comes_first_with_its_traceback(tmp_path: Path) -> None:
+    job = RunDir(tmp_path).job("digest")
+    job.next_generation()
+    with rank_log(job.rank_log(1, 1), 1):
+        log = logging.getLogger("pipeline.train.worker")
+        log.info("attempt 1")
+        try:
+            raise KeyError("patch_embed")
+        except KeyError as error:
+            log.error("failed: %s", error, exc_info=True)
+            bug = error
+    gone = RuntimeError("[gloo/pair.cc:547] Connection closed by peer [10.77.0.2]:4711")
+    outcome = failure_of(WorkerGroupError("", {0: gone, 1: bug, 2: gone}), tmp_path)
+    assert outcome.error is not None
+    lines = outcome.error.splitlines()
+    assert lines[0] == "rank 1: KeyError: 'patch_embed'"
+    assert lines[1].endswith("attempt-0001/rank-00001.log:")
+    assert lines[2] == "Traceback (most recent call last):"
+    assert lines[-1] == "KeyError: 'patch_embed'"
+    assert not outcome.retry, "it would come again"
 
 
 def waiting(run: Path, patch: pytest.MonkeyPatch, *, begins: bool) -> gang.Gang:
