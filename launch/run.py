@@ -129,7 +129,7 @@ def _hold(config: RunConfig, run: RunDir, stack: ExitStack) -> Lease:
     if url is None:
         return stack.enter_context(Lease(run.lease))
     state = RemoteState(url)
-    lease = stack.enter_context(Lease(run.lease, RemoteLease(state)))
+    lease = stack.enter_context(Lease(run.lease, RemoteLease(url)))
 
     def warn(message: str) -> None:
         Console(stderr=True, highlight=False).print(message, style="yellow", markup=False)

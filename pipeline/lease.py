@@ -8,6 +8,7 @@ the lease still names this driver, so one that was taken over notices and stops.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -21,6 +22,8 @@ import psutil
 
 from pipeline.errors import Busy
 from pipeline.rundir import read_json, write_json
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 5.0
 EXPIRY_S = 10 * HEARTBEAT_S
@@ -103,7 +106,6 @@ class Lease:
         self._places = [FilePlace(place) if isinstance(place, Path) else place for place in places]
         self._held: list[LeasePlace] = []
         self._owner = uuid.uuid4().hex
-        self._seen: dict[str, float] = {}  # place → when it last was known to be ours, monotonic
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
@@ -181,24 +183,20 @@ class Lease:
 
     def _is_ours(self, place: LeasePlace) -> bool:
         holder = place.read()
-        if holder is None or holder.get("owner") != self._owner:
-            return False
-        self._seen[place.name] = time.monotonic()
-        return True
+        return holder is not None and holder.get("owner") == self._owner
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             for place in self._held:
                 try:
-                    ours = self._is_ours(place)
-                    if ours:
-                        place.replace(self._content())
+                    if not self._is_ours(place):
+                        self.lost.set()
+                        return
+                    place.replace(self._content())
                 except Exception:
-                    # A disk or store that does not answer: others take the lease for expired after as long.
-                    ours = time.monotonic() - self._seen[place.name] <= EXPIRY_S
-                if not ours:
-                    self.lost.set()
-                    return
+                    # A disk or store that does not answer. Whether another driver has come meanwhile is seen
+                    # as soon as it does; until then neither can write there.
+                    log.debug("no answer from %s", place.name, exc_info=True)
 
 
 def live_holder(path: Path) -> Holder | None:

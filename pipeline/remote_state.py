@@ -47,8 +47,9 @@ class RemoteState:
         EnvironmentUnfit: the store does not answer, or refuses.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tries: int = _TRIES) -> None:
         """Raises ConfigError for a URL that nothing can write to, EnvironmentUnfit for a missing package."""
+        self._tries = tries
         self.url = url.rstrip("/")
         self._files, self._root, self._flat = open_directory(url, "remote")
 
@@ -66,7 +67,10 @@ class RemoteState:
         return {
             name: Stored(int(entry["size"] or 0), _time_of(entry))
             for name, entry in names.items()
-            if name not in _NOT_STATE and not name.rpartition("/")[2].startswith(".")
+            if name not in _NOT_STATE
+            and not name.rpartition("/")[2].startswith(".")
+            # Names become paths: whoever may write to the store must not choose where we write.
+            and ".." not in name.split("/")
         }
 
     def read(self, name: str) -> bytes | None:
@@ -176,10 +180,10 @@ class RemoteState:
 
     def _again(self, what: str, action: Callable[[], _T]) -> _T:
         try:
-            return keep_trying(action, _TRIES, growth=4)
+            return keep_trying(action, self._tries, growth=4)
         except GaveUp as last:
             raise EnvironmentUnfit(
-                f"{what} of remote {self.url} failed in {_TRIES} tries (last: {last})",
+                f"{what} of remote {self.url} failed in {self._tries} tries (last: {last})",
                 "a store that answers and may be written to",
                 "check the URL, the rights and the network, then run again",
             ) from None
@@ -189,9 +193,10 @@ class RemoteLease:
     """The lease of a run at a URL, a place of pipeline/lease.py. S3 and GCS let one of two writers create it;
     on a store that cannot do that, two drivers that start in the same second are told apart only after it."""
 
-    def __init__(self, state: RemoteState) -> None:
-        self._state = state
-        self.name = f"{state.url}/{_LEASE}"
+    def __init__(self, url: str) -> None:
+        # One that does not answer now is asked again at the next heartbeat.
+        self._state = RemoteState(url, tries=2)
+        self.name = f"{self._state.url}/{_LEASE}"
 
     def create(self, holder: Holder) -> bool:
         return self._state.create(_LEASE, json.dumps(holder).encode())

@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipeline import keeping, remote_state
+from pipeline import keeping
 from pipeline.config_io import load_config
 from pipeline.data import remote as waits
 from pipeline.errors import Busy, ConfigError, EnvironmentUnfit, VitlineError
@@ -38,7 +38,6 @@ def server() -> Iterator[str]:
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Of a run that nobody has kept yet."""
     monkeypatch.setattr(waits, "_FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(remote_state, "_TRIES", 2)
     if request.param == "path":
         return str(tmp_path / "mounted" / "small")
     use_s3(monkeypatch, request.getfixturevalue("server"))
@@ -54,8 +53,8 @@ class Machine:
 
     def __init__(self, root: Path, url: str) -> None:
         self.run = RunDir(root / "small")
-        self.state = RemoteState(url)
-        self.lease = Lease(self.run.lease, RemoteLease(self.state))
+        self.state = RemoteState(url, tries=2)
+        self.lease = Lease(self.run.lease, RemoteLease(url))
         self.told: list[str] = []
         self.keeper = Keeper(
             self.run, self.state, self.lease, f"{url}/checkpoints", self.told.append, interval_s=3600
@@ -134,6 +133,13 @@ def test_another_machine_has_all_but_what_is_of_the_moment(machine: Callable[[st
         assert (two.run.jobs / "aaaa" / "job.json").stat().st_mtime == pytest.approx(
             (one.run.jobs / "aaaa" / "job.json").stat().st_mtime, abs=2
         )
+
+
+def test_a_name_that_leads_out_of_the_run_is_not_followed(tmp_path: Path, monkeypatch: Any) -> None:
+    state = RemoteState(str(tmp_path / "mounted" / "small"))
+    listed = {f"{state._root}/jobs/../../../escaped": {"size": 1}, f"{state._root}/events.jsonl": {"size": 1}}
+    monkeypatch.setattr(state._files, "find", lambda *arguments, **more: listed)
+    assert set(state.files()) == {"events.jsonl"}
 
 
 def test_files_that_went_go_and_changed_ones_come_again(machine: Callable[[str], Machine]) -> None:

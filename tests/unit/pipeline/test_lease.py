@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from pipeline.errors import Busy
-from pipeline.lease import EXPIRY_S, Lease
+from pipeline.lease import EXPIRY_S, FilePlace, Holder, Lease
 
 HOLD = """
 import sys, time
@@ -82,3 +82,44 @@ def test_a_half_written_lease_is_taken_over(tmp_path: Path) -> None:
     path.write_text('{"owner": "x", "ho')
     with Lease(path):
         assert json.loads(path.read_text())["host"] == socket.gethostname()
+
+
+class Flaky(FilePlace):
+    """A store that answers or does not, as a test says."""
+
+    answers = True
+
+    def read(self) -> Holder | None:
+        if not self.answers:
+            raise OSError("no answer")
+        return super().read()
+
+
+def test_a_store_that_does_not_answer_is_no_other_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.lease.HEARTBEAT_S", 0.05)
+    place = Flaky(tmp_path / "lease.json")
+    with Lease(place) as lease:
+        place.answers = False
+        time.sleep(0.5)
+        lease.check()
+        place.answers = True
+        first = json.loads((tmp_path / "lease.json").read_text())["heartbeat"]
+        time.sleep(0.5)
+        assert json.loads((tmp_path / "lease.json").read_text())["heartbeat"] > first, "it stopped beating"
+        # Another driver came meanwhile: seen at the next beat.
+        (tmp_path / "lease.json").write_text(json.dumps({"owner": "other", "host": "x", "heartbeat": 0}))
+        assert lease.lost.wait(10)
+        with pytest.raises(Busy, match="another driver's now"):
+            lease.check()
+    assert (tmp_path / "lease.json").exists(), "it removed the other's"
+
+
+def test_of_two_places_the_first_is_given_back_when_the_second_is_held(tmp_path: Path) -> None:
+    holder = {"owner": "x", "host": "elsewhere", "pid": 1, "since": 0, "heartbeat": time.time()}
+    (tmp_path / "two.json").write_text(json.dumps(holder))
+    with pytest.raises(Busy, match="on elsewhere"), Lease(tmp_path / "one.json", tmp_path / "two.json"):
+        pass
+    assert not (tmp_path / "one.json").exists()
+    assert (tmp_path / "two.json").exists()
