@@ -168,10 +168,12 @@ def _check_reach(name: str) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from pipeline.preemption import leaving_nodes
+
     ask = ray.remote(num_cpus=0, max_retries=0)(_answer)
-    asked = {}
+    asked, leaving = {}, leaving_nodes()  # those take no task any more
     for node in ray.nodes():
-        if node["Alive"]:
+        if node["Alive"] and node["NodeID"] not in leaving:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             asked[ask.options(scheduling_strategy=there).remote()] = str(node["NodeManagerAddress"])
     # A task whose node dies ends too, so what is left over is alive and silent.

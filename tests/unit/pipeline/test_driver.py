@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import pytest
+
 from pipeline.config import RunConfig
 from pipeline.driver import Driver, plan_run
 from pipeline.graph import Planned
@@ -56,8 +58,16 @@ def test_going_back_to_an_earlier_protocol_makes_its_report_again(tmp_path: Path
     assert compared(second).reason == "the report shows another comparison"
 
 
-def test_a_report_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
+def test_a_report_that_was_cut_short_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = made(tmp_path, "quick")
     assert drive(config) == ["compare"]
-    RunDir(tmp_path / "synthetic").report_maker.unlink()
-    assert drive(config) == ["compare"]
+    other = made(tmp_path, "other")
+
+    def fail(run: RunDir, *_: object) -> None:
+        (run.report / "report.html").write_text("half a page")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("pipeline.report.build.build", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        drive(other)
+    assert {compared(config).state, compared(other).state} == {"due"}
