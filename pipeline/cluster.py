@@ -71,8 +71,7 @@ def connect(run: RunDir, address: str | None) -> Iterator[Cluster]:
     directory that nobody else can read, and ended with the block. With one, that cluster is joined.
 
     Raises:
-        EnvironmentUnfit: the cluster does not start or answer, refuses the token, or has nodes that cannot
-            reach this process.
+        EnvironmentUnfit: the cluster does not start or answer, or refuses the token.
     """
     os.environ.update({name: value for name, value in RAY_ENVIRONMENT.items() if name not in os.environ})
     address = address or os.environ.get("RAY_ADDRESS")
@@ -95,9 +94,6 @@ def connect(run: RunDir, address: str | None) -> Iterator[Cluster]:
         import ray
 
         from pipeline.preemption import leaving_nodes
-
-        if address is not None:
-            _check_reach(name)
 
         def staying() -> list[dict[str, float]]:
             leaving = leaving_nodes()
@@ -159,8 +155,9 @@ def _no_cluster(name: str, error: Exception) -> EnvironmentUnfit:
     )
 
 
-def _check_reach(name: str) -> None:
-    """Have every node answer this driver. A node that cannot reach it would take jobs and never say more.
+def check_reach(name: str) -> None:
+    """Have every node of the cluster that this process is connected to answer it. A node that cannot reach its
+    driver would take jobs and never say more.
 
     Raises:
         EnvironmentUnfit: a living node did not answer in `_REACH_S`.
@@ -177,7 +174,7 @@ def _check_reach(name: str) -> None:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             asked[ask.options(scheduling_strategy=there).remote()] = str(node["NodeManagerAddress"])
     # A task whose node dies ends too, so what is left over is alive and silent.
-    _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_REACH_S)
+    silent = asked and ray.wait(list(asked), num_returns=len(asked), timeout=_REACH_S)[1]
     if silent:
         places = ", ".join(sorted(asked[task] for task in silent))
         own = ray.util.get_node_ip_address()
@@ -189,7 +186,7 @@ def _check_reach(name: str) -> None:
 
 
 def _answer() -> None:
-    """The task of `_check_reach`: that it ends is the answer."""
+    """The task of `check_reach`: that it ends is the answer."""
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.admission import Resources
-from pipeline.cluster import connect
+from pipeline.cluster import THIS_MACHINE, check_reach, connect
 from pipeline.config import RunConfig
 from pipeline.graph import Outcome, Planned
 from pipeline.nodewatch import NodeWatch
@@ -85,6 +85,8 @@ class RayExecutor:
             # Imports Ray, whose environment is set by now.
             from pipeline.fanout import Fanout
 
+            if cluster.name != THIS_MACHINE:
+                check_reach(cluster.name)
             self._fanout = Fanout(self._run.path, self._work)
             yield
 
