@@ -156,7 +156,7 @@ def _no_cluster(name: str, error: Exception) -> EnvironmentUnfit:
 
 
 def check_reach(name: str) -> None:
-    """Have every node of the cluster that this process is connected to answer it. A node that cannot reach its
+    """Have every node of the cluster answer this process, which is connected to it. One that cannot reach its
     driver would take jobs and never say more.
 
     Raises:
