@@ -79,9 +79,14 @@ def run_job(
     run: Path, name: str, data: DataView, settings: TrainSettings, ranks: int, device: str
 ) -> list[dict[str, Any]]:
     """Train to the end as job `name` of `run`; its events."""
-    job: JobDir = RunDir(run).job(name)
-    work = TrainJob(data=data, settings=settings, seed=0).model_dump(mode="json")
-    head = {"schema": 1, "digest": name, "name": "pretrain", "stage": "pretrain", "stage_version": 1}
-    write_json(job.job, {**head, "slice": {}, "inputs": {}, "work": work})
+    job = write_train_job(run, name, TrainJob(data=data, settings=settings, seed=0))
     on_ranks(ranks, "pipeline.train.worker", [str(job.job), f"--device={device}"], device)
     return read_events(job.events)[0]
+
+
+def write_train_job(run: Path, digest: str, job: TrainJob) -> JobDir:
+    """job.json of a pre-training, in its directory of `run`."""
+    directory = RunDir(run).job(digest)
+    head = {"schema": 1, "digest": digest, "name": "pretrain", "stage": "pretrain", "stage_version": 1}
+    write_json(directory.job, {**head, "slice": {}, "inputs": {}, "work": job.model_dump(mode="json")})
+    return directory

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.config import GlyphsSource, TrainJob, WriteSettings
+from launch.bench.ranks import write_train_job
+from pipeline.config import GlyphsSource, WriteSettings
 from pipeline.data.write import prepare
-from pipeline.rundir import JobDir, RunDir, write_json
+
+__all__ = ["stop_after", "write_glyphs", "write_train_job"]
 
 
 def write_glyphs(directory: Path, image_size: int = 16) -> None:
@@ -21,14 +23,6 @@ def write_glyphs(directory: Path, image_size: int = 16) -> None:
         write=WriteSettings(shard_samples=25),
     )
     prepare(source, directory)
-
-
-def write_train_job(run_dir: Path, digest: str, job: TrainJob) -> JobDir:
-    """job.json of a pre-training, in its directory."""
-    directory = RunDir(run_dir).job(digest)
-    head = {"schema": 1, "digest": digest, "name": "pretrain", "stage": "pretrain", "stage_version": 1}
-    write_json(directory.job, {**head, "slice": {}, "inputs": {}, "work": job.model_dump(mode="json")})
-    return directory
 
 
 def stop_after(steps: int) -> Callable[[], bool]:
