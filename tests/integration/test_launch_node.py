@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from launch import node_ray
-from pipeline.rundir import read_json
+from pipeline.rundir import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -179,6 +179,18 @@ def test_a_worker_without_a_head_gives_up(nodes: Callable[..., Nodes]) -> None:
     lonely.start(1)
     assert lonely.codes() == [7]
     assert "on storage that all nodes share" in lonely.text(1)
+
+
+def test_a_head_that_cannot_be_reached_is_named(nodes: Callable[..., Nodes]) -> None:
+    apart = nodes(2, join_timeout_s=1.0)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        write_json(apart.meet / "head.json", {"address": address, "host": "n1"})
+        apart.start(1)
+        assert apart.codes() == [7]
+    assert f"{address} does not answer from here" in apart.text(1)
+    assert "open the ports between the nodes" in apart.text(1)
 
 
 def test_the_place_of_an_earlier_start_is_refused(nodes: Callable[..., Nodes]) -> None:
