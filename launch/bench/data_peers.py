@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 from launch.bench.data_sets import ImageSet
 from pipeline.config import AugmentSettings, OrderSettings
 from pipeline.data.augment import TrainPixels, draw
-from pipeline.data.decode import decode_scaled
+from pipeline.data.decode import decode_part
 from pipeline.data.loader import TrainLoader
 from pipeline.data.view import View
 
@@ -103,7 +103,7 @@ def _kernel(found: ImageSet) -> Batches:
         ids = (start + np.arange(found.batch)) % len(data)
         rows = TrainPixels(_SETTINGS, found.image_size, draw(_SETTINGS, 0, np.full(found.batch, start), ids))
         for row, sample in enumerate(ids.tolist()):
-            image = decode_scaled(data[sample], partial(rows.denominator, row))
+            image = decode_part(data[sample], partial(rows.wanted, row))
             assert not isinstance(image, str), image
             pixels[row] = rows.pixels(image, row)
         start += found.batch

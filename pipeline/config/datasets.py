@@ -96,8 +96,8 @@ class WebdatasetSource(SourceSettings):
     classes: tuple[str, ...] | None = Field(None, description="names; None: the numbers themselves")
     allow_damaged: bool = Field(
         False,
-        description="of shards that are cut off or damaged, and of samples that are incomplete or come twice, "
-        "adopt what is whole and list the rest in the manifest; False: refuse them",
+        description="of shards that are cut off or damaged, and of samples that are incomplete or come "
+        "twice, adopt what is whole and list the rest in the manifest; False: refuse them",
     )
     cache: CacheSettings = Field(CacheSettings(), description="for shards at URLs")
     frozen: bool = Field(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.decode import Decoded, Pixels, decode_scaled
+from pipeline.data.decode import Decoded, Pixels, Wanted, decode_part
 from pipeline.data.mix import Pairs, mix_pixels, mix_targets
 from pipeline.data.mixture import AnyView
 
@@ -32,8 +32,8 @@ I64 = NDArray[np.int64]
 class Augment(Protocol):
     """From an image to the pixels of row `row` of a batch."""
 
-    def denominator(self, row: int, height: int, width: int) -> int:
-        """1, 2, 4 or 8: how much smaller an image of this size may be decoded."""
+    def wanted(self, row: int, height: int, width: int) -> Wanted:
+        """What of an image of this size is to be decoded."""
         ...
 
     def pixels(self, image: Decoded, row: int) -> Pixels:
@@ -109,7 +109,7 @@ class Assembler:
         bad = []
         read = self._view.read_row
         for row, shard, place in zip(rows.tolist(), shards.tolist(), places.tolist(), strict=True):
-            image = decode_scaled(read(shard, place), partial(augment.denominator, row))
+            image = decode_part(read(shard, place), partial(augment.wanted, row))
             if isinstance(image, str):
                 bad.append((row, image))
                 pixels[row] = STAND_IN

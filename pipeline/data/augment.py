@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from pipeline.config import AugmentSettings
-from pipeline.data.decode import Decoded, Pixels
+from pipeline.data.decode import Decoded, Pixels, Wanted, whole
 from pipeline.data.philox import uniforms
 from pipeline.data.randaugment import DRAWS, rand_augment
 
 _CROP_TRIES = 100
+_SMALL = 96  # px; of smaller images all rows are decoded: to leave some out would cost more
 
 Box = tuple[int, int, int, int]
 """top, left, height, width"""
@@ -64,23 +65,25 @@ def draw(settings: AugmentSettings, seed: int, epoch: NDArray[np.int64], sample:
     )
 
 
-def train_denominator(
+def train_wanted(
     settings: AugmentSettings, shape: tuple[int, int], size: int, draws: Draws, row: int
-) -> int:
-    """The largest of 8, 4, 2 and 1 that leaves at least `size` pixels in what a training sample shows of an
-    image of `shape` (height, width): what decoding can leave out."""
+) -> Wanted:
+    """What decoding an image of `shape` (height, width) cannot leave out of a training sample: the rows that
+    are shown, at the largest of 1/8, 1/4, 1/2 and 1 that leaves at least `size` pixels of what is shown."""
     least = size if settings.train != "random_crop" else _larger(settings, size)
-    if min(shape) < 2 * least:
-        return 1
-    shown = inception_box(settings, shape, draws, row)[2:] if settings.train == "inception" else shape
-    return next(by for by in (8, 4, 2, 1) if by == 1 or min(shown) >= by * least)
+    may_scale = settings.scaled_decode and min(shape) >= 2 * least
+    top, _, height, width = 0, 0, *shape
+    if settings.train == "inception" and (may_scale or min(shape) >= _SMALL):
+        top, _, height, width = inception_box(settings, shape, draws, row)
+    by = next(by for by in (8, 4, 2, 1) if by == 1 or (may_scale and min(height, width) >= by * least))
+    return Wanted(by, top, top + height)
 
 
 def train_pixels(settings: AugmentSettings, image: Decoded, size: int, draws: Draws, row: int) -> Pixels:
     """(size, size, 3) uint8 of a training sample.
 
     Args:
-        image: decoded, perhaps at the scale of `train_denominator`.
+        image: decoded, perhaps only what `train_wanted` asks for.
         draws: of a batch; `row` is this sample's place in it.
     """
     shown = _TRAIN[settings.train](settings, image, size, draws, row)
@@ -99,10 +102,8 @@ class TrainPixels:
     size: int
     draws: Draws
 
-    def denominator(self, row: int, height: int, width: int) -> int:
-        if not self.settings.scaled_decode:
-            return 1
-        return train_denominator(self.settings, (height, width), self.size, self.draws, row)
+    def wanted(self, row: int, height: int, width: int) -> Wanted:
+        return train_wanted(self.settings, (height, width), self.size, self.draws, row)
 
     def pixels(self, image: Decoded, row: int) -> Pixels:
         return train_pixels(self.settings, image, self.size, self.draws, row)
@@ -115,8 +116,8 @@ class EvaluationPixels:
     settings: AugmentSettings
     size: int
 
-    def denominator(self, row: int, height: int, width: int) -> int:
-        return 1
+    def wanted(self, row: int, height: int, width: int) -> Wanted:
+        return whole(height, width)
 
     def pixels(self, image: Decoded, row: int) -> Pixels:
         return evaluation_pixels(self.settings, image.pixels, self.size)
@@ -142,17 +143,17 @@ def _larger(settings: AugmentSettings, size: int) -> int:
 
 
 def _inception(settings: AugmentSettings, image: Decoded, size: int, draws: Draws, row: int) -> torch.Tensor:
-    box = inception_box(settings, image.shape, draws, row)
+    top, left, height, width = inception_box(settings, image.shape, draws, row)
     if image.by > 1:
-        box = _scaled_box(box, image)
-    return _resize(image.pixels, size, size, box)
+        top, left, height, width = _scaled_box((top, left, height, width), image)
+    return _resize(image.pixels, size, size, (top - image.first, left, height, width))
 
 
 def _scaled_box(box: Box, image: Decoded) -> Box:
     """The same box in the scaled image, to the nearest pixel there: with the exact factor, because the
     scaled size is rounded up."""
     top, left, height, width = box
-    rows, columns = image.pixels.shape[:2]
+    rows, columns = (-(-side // image.by) for side in image.shape)
     first_row, first_column = round(top / image.by), round(left / image.by)
     return (
         first_row,

@@ -3,7 +3,8 @@
 JPEG of 1 or 3 components goes to simplejpeg, which gives Pillow's pixels 1.4 times as fast; everything
 else, and what simplejpeg is too strict for, goes to Pillow. A truncated file is unreadable to both. A JPEG
 can be decoded at a half, a quarter or an eighth of its size from fewer of its DCT coefficients: 2.5 to 4
-times as fast for photos of megapixels, and within a level of resizing the whole, on average.
+times as fast for photos of megapixels, and within a level of resizing the whole, on average. Rows that
+nobody wants are left out of a JPEG where that is possible (jpeg_rows.py); the others have the same pixels.
 Transparency is dropped and orientation tags are ignored, as torchvision's loader does.
 """
 
@@ -20,6 +21,9 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.data.jpeg_rows import Rows, cut_rows
+
+_FEW_ROWS = 0.9  # share of an image's rows; where more are wanted, looking for them costs as much
 MAX_PIXELS = 89_478_485  # Pillow's own limit for its warning: 256 MiB of RGB
 # Formats that Pillow reads by itself; EPS, for one, would start another program.
 _FORMATS = (
@@ -48,41 +52,55 @@ def _formats() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
+class Wanted(NamedTuple):
+    """What of an image is to be decoded: rows `top` … `bottom`-1 of it at least, at 1 / `by` of its size."""
+
+    by: int
+    top: int
+    bottom: int
+
+
 class Decoded(NamedTuple):
-    """pixels: (ceil(H / by), ceil(W / by), 3) RGB of an image of `shape` (H, W)."""
+    """pixels: (rows, ceil(W / by), 3) RGB of an image of `shape` (H, W): of the ceil(H / by) rows that it has
+    at this size those from `first` on."""
 
     pixels: Pixels
     shape: tuple[int, int]
-    by: int
+    by: int = 1
+    first: int = 0
 
 
 def decode(data: bytes) -> Pixels | str:
     """(H, W, 3) RGB, C-contiguous; or the reason, in a few words that hold no data of the image."""
-    decoded = decode_scaled(data, lambda height, width: 1)
+    decoded = decode_part(data, whole)
     return decoded if isinstance(decoded, str) else decoded.pixels
 
 
-def decode_scaled(data: bytes, denominator: Callable[[int, int], int]) -> Decoded | str:
-    """The same, at a fraction of its size where that is cheaper.
+def whole(height: int, width: int) -> Wanted:
+    return Wanted(1, 0, height)
+
+
+def decode_part(data: bytes, wanted: Callable[[int, int], Wanted]) -> Decoded | str:
+    """The same, at a fraction of its size and without some rows where that is cheaper.
 
     Args:
-        denominator: of (height, width) in a JPEG's header: 1, 2, 4 or 8. Images of other formats, and
-            those that go to Pillow, come whole.
+        wanted: of (height, width) in a JPEG's header. Images of other formats, and those that go to Pillow,
+            come whole.
     """
     if not data:
         return "empty"
     if data[:2] == b"\xff\xd8":
-        decoded = _decode_jpeg(data, denominator)
+        decoded = _decode_jpeg(data, wanted)
         if decoded is not None:
             return decoded
     size = png_size(data)
     if size is not None and size[0] * size[1] > MAX_PIXELS:
         return "too many pixels"
     pixels = _decode_pillow(data)
-    return pixels if isinstance(pixels, str) else Decoded(pixels, pixels.shape[:2], 1)
+    return pixels if isinstance(pixels, str) else Decoded(pixels, pixels.shape[:2])
 
 
-def _decode_jpeg(data: bytes, denominator: Callable[[int, int], int]) -> Decoded | str | None:
+def _decode_jpeg(data: bytes, wanted: Callable[[int, int], Wanted]) -> Decoded | str | None:
     """None: try Pillow."""
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
@@ -90,12 +108,32 @@ def _decode_jpeg(data: bytes, denominator: Callable[[int, int], int]) -> Decoded
             return "too many pixels"
         if colour not in ("YCbCr", "Gray", "RGB"):
             return None
-        by = denominator(height, width)
-        # simplejpeg takes the smallest of libjpeg's scales that gives at least this size: 1 / by exactly.
-        least = {"min_height": -(-height // by), "min_width": -(-width // by)} if by > 1 else {}
-        return Decoded(np.asarray(simplejpeg.decode_jpeg(data, "RGB", **least)), (height, width), by)
+        by, top, bottom = wanted(height, width)
+        cut = cut_rows(data, top, bottom, by) if bottom - top < _FEW_ROWS * height else None
+        if cut is not None:
+            rows = _cut_pixels(cut, by, width)
+            if rows is not None:
+                return Decoded(rows, (height, width), by, cut.first // by)
+        return Decoded(_jpeg_pixels(data, by, height, width, strict=True), (height, width), by)
     except (ValueError, RuntimeError):
         return None
+
+
+def _cut_pixels(cut: Rows, by: int, width: int) -> Pixels | None:
+    """None: something is wrong with these rows; the whole image will tell what."""
+    try:
+        height = simplejpeg.decode_jpeg_header(cut.data)[0]
+        # Complaints are not asked for where data of more rows follows. Pillow, to which images go that
+        # simplejpeg complains of, passes over the same ones: for it, too, only a missing end is a fault.
+        return _jpeg_pixels(cut.data, by, height, width, strict=cut.exact)
+    except (ValueError, RuntimeError):
+        return None
+
+
+def _jpeg_pixels(data: bytes | bytearray, by: int, height: int, width: int, *, strict: bool) -> Pixels:
+    # simplejpeg takes the smallest of libjpeg's scales that gives at least this size: 1 / by exactly.
+    least = {"min_height": -(-height // by), "min_width": -(-width // by)} if by > 1 else {}
+    return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=strict, **least))
 
 
 def png_size(data: bytes) -> tuple[int, int] | None:

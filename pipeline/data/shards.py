@@ -182,7 +182,8 @@ def member_key(key: str, number: int, used: set[str]) -> str:
 
 
 def resized(item: Item, pixels: NDArray[np.uint8], settings: WriteSettings) -> tuple[bytes, str]:
-    """The image with its shorter side reduced to `shorter_side`, as baseline JPEG; or its own bytes."""
+    """The image with its shorter side reduced to `shorter_side`, as baseline JPEG with a restart marker for
+    each row of blocks, so that rows can be left out (jpeg_rows.py); or its own bytes."""
     height, width = pixels.shape[:2]
     side = settings.shorter_side
     if side is None or min(height, width) <= side:
@@ -191,5 +192,6 @@ def resized(item: Item, pixels: NDArray[np.uint8], settings: WriteSettings) -> t
     shape = (max(side, round(width * scale)), max(side, round(height * scale)))
     small = Image.fromarray(pixels).resize(shape, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    small.save(buffer, "jpeg", quality=settings.quality, subsampling="4:2:0", progressive=False)
+    options = {"quality": settings.quality, "subsampling": "4:2:0", "progressive": False}
+    small.save(buffer, "jpeg", restart_marker_rows=1, **options)
     return buffer.getvalue(), "jpg"

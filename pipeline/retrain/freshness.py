@@ -16,9 +16,9 @@ from pathlib import Path
 from pipeline.config import NewDataSettings
 from pipeline.config_io import digest_of
 from pipeline.data.files import file_reader
-from pipeline.data.scan import scan
 from pipeline.data.listing import Entry, list_shards
 from pipeline.data.remote import local_copy
+from pipeline.data.scan import scan
 from pipeline.errors import DataError, UserError
 from pipeline.retrain.state import Round, SeenShard, State
 from pipeline.train.tensorfile import hash_file

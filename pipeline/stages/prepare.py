@@ -12,7 +12,7 @@ from pipeline.data.stamps import stamps
 from pipeline.graph import Job
 
 STAGE = "prepare"
-VERSION = 1
+VERSION = 2  # 2: restart markers in resized images
 
 
 def job_name(dataset: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from pipeline.data.augment import (
     inception_box,
     train_pixels,
 )
-from pipeline.data.decode import Decoded, decode_scaled
+from pipeline.data.decode import Decoded, Wanted, decode_part, whole
 
 PHOTO = np.array(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)).resize((280, 180))
@@ -127,10 +128,12 @@ def test_tries_are_independent_and_end_with_the_whole_image() -> None:
         assert 0 < width <= shape[1] - left
 
 
-def _large_jpeg(height: int = 803, width: int = 1207) -> bytes:
+def _large_jpeg(height: int = 803, width: int = 1207, **options: int) -> bytes:
     coarse = np.random.default_rng(1).integers(0, 256, (height // 64, width // 64, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(
+        buffer, "JPEG", quality=92, **options
+    )
     return buffer.getvalue()
 
 
@@ -138,35 +141,45 @@ def _large_jpeg(height: int = 803, width: int = 1207) -> bytes:
 def test_a_scaled_decode_shows_the_same(kind: str) -> None:
     data, draws, size = _large_jpeg(), _draws(60), 100
     scaled = TrainPixels(AugmentSettings(train=kind), size, draws)
-    whole = TrainPixels(AugmentSettings(train=kind, scaled_decode=False), size, draws)
+    unscaled = TrainPixels(AugmentSettings(train=kind, scaled_decode=False), size, draws)
     used = set()
     for row in range(60):
-        ours, exact = (
-            decode_scaled(
-                data, lambda height, width, rows=rows, row=row: rows.denominator(row, height, width)
-            )
-            for rows in (scaled, whole)
-        )
+        ours, exact = (decode_part(data, partial(rows.wanted, row)) for rows in (scaled, unscaled))
         assert exact.by == 1
         assert ours.shape == (803, 1207)
-        assert ours.pixels.shape[:2] == (-(-803 // ours.by), -(-1207 // ours.by))
+        assert ours.pixels.shape[1] == -(-1207 // ours.by)
+        assert ours.first + len(ours.pixels) <= -(-803 // ours.by)
         used.add(ours.by)
-        difference = np.abs(scaled.pixels(ours, row).astype(int) - whole.pixels(exact, row))
+        difference = np.abs(scaled.pixels(ours, row).astype(int) - unscaled.pixels(exact, row))
         # Rounded to the scaled grid, a crop's edges move by at most half a pixel of the result. Another crop
         # differs by about 60.
         assert difference.mean() < 9, f"row {row}, 1/{ours.by}"
     assert used == {"inception": {2, 4}, "random_crop": {4}, "resize": {8}}[kind]
 
 
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}], ids=["", "restarts"])
+def test_rows_that_are_left_out_change_no_pixel(options: dict[str, int]) -> None:
+    data, draws = _large_jpeg(**options), _draws(60)
+    rows = TrainPixels(AugmentSettings(scaled_decode=False), 100, draws)
+    all_rows = decode_part(data, whole)
+    kept = []
+    for row in range(60):
+        part = decode_part(data, partial(rows.wanted, row))
+        kept.append(len(part.pixels) / 803)
+        assert np.array_equal(rows.pixels(part, row), rows.pixels(all_rows, row))
+    assert np.mean(kept) < (0.75 if options else 0.9)
+
+
 def test_what_is_decoded_never_holds_less_than_is_shown() -> None:
     settings, draws, size = AugmentSettings(), _draws(500), 48
     rows = TrainPixels(settings, size, draws)
     for row in range(500):
-        by = rows.denominator(row, 803, 1207)
-        *_, height, width = inception_box(settings, (803, 1207), draws, row)
+        by, *rows_shown = rows.wanted(row, 803, 1207)
+        top, _, height, width = inception_box(settings, (803, 1207), draws, row)
+        assert rows_shown == [top, top + height]
         assert by == 1 or min(height, width) >= by * size
         assert by == 8 or min(height, width) < 2 * by * size
 
 
 def test_evaluated_images_are_decoded_whole() -> None:
-    assert EvaluationPixels(AugmentSettings(), 32).denominator(0, 803, 1207) == 1
+    assert EvaluationPixels(AugmentSettings(), 32).wanted(0, 803, 1207) == Wanted(1, 0, 803)

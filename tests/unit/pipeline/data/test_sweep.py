@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import AugmentSettings, DataView, OrderSettings, WebdatasetSource, WriteSettings
+from pipeline.data.assemble import Batch
 from pipeline.data.loader import EvalLoader, TrainLoader
 from pipeline.data.view import View, open_view
 from pipeline.data.write import prepare
@@ -36,23 +38,71 @@ def _view(root: Path, write_tar: Callable[..., Path], layout: list[int]) -> View
     return open_view(DataView(path=name, split="train"), root)
 
 
-def _batches(
-    view: View, seed: int, lanes: int, world: int, threads: int, first: int, last: int
-) -> list[dict[str, torch.Tensor]]:
-    """The batches first … last-1, put together again from all ranks."""
-    parts = []
-    for rank in range(world):
-        with TrainLoader(
-            view, batch=BATCH, image_size=8, augment=AugmentSettings(mixup=0.4), seed=seed,
-            order=OrderSettings(lanes=lanes, window=5), threads=threads, bad_samples=0,
-            rank=rank, world=world, first_step=first, steps=last,
-        ) as loader:  # fmt: skip
-            parts.append(list(loader))
+def _train(
+    view: View, seed: int, lanes: int, world: int, threads: int, first: int, last: int, rank: int
+) -> TrainLoader:
+    return TrainLoader(
+        view, batch=BATCH, image_size=8, augment=AugmentSettings(mixup=0.4), seed=seed,
+        order=OrderSettings(lanes=lanes, window=5), threads=threads, bad_samples=0,
+        rank=rank, world=world, first_step=first, steps=last,
+    )  # fmt: skip
+
+
+def _together(parts: list[list[Batch]]) -> list[dict[str, torch.Tensor]]:
+    """What ranks read, step by step, put together again."""
     names = ("images", "labels", "weights", "ids")
     return [
         {name: torch.cat([getattr(batch, name) for batch in step]) for name in names}
         for step in zip(*parts, strict=True)
     ]
+
+
+def _batches(
+    view: View, seed: int, lanes: int, world: int, threads: int, first: int, last: int
+) -> list[dict[str, torch.Tensor]]:
+    """The batches first … last-1 from all ranks."""
+    parts = []
+    for rank in range(world):
+        with _train(view, seed, lanes, world, threads, first, last, rank) as loader:
+            parts.append(list(loader))
+    return _together(parts)
+
+
+# Batches 0 … 5 are the first epoch of 288 samples, 6 … 11 the second: saved before the first, after the
+# first, in the middle, before and after the last of an epoch, after the first of the next.
+SAVES = (0, 1, 3, 5, 6, 7, 11, 12, 13)
+
+
+@pytest.mark.parametrize("layout", [[100, 88, 100], [101, 89, 100]], ids=["whole batches", "across"])
+def test_saved_at_each_edge_of_an_epoch_and_resumed_on_other_ranks(
+    tmp_path: Path, write_tar: Callable[..., Path], layout: list[int]
+) -> None:
+    """Nine saves in one run, each taken up with the state as a checkpoint holds it, on other ranks and
+    threads than before. Of 290 samples, batches hold the end of one epoch and the start of the next."""
+    view = _view(tmp_path, write_tar, layout)
+    expected = _batches(view, 11, 4, 1, 1, 0, 15)
+    found: list[dict[str, torch.Tensor]] = []
+    first, saved = 0, None
+    gangs = ((1, 1), (3, 2), (8, 1), (2, 5), (4, 2))
+    for number, last in enumerate([*SAVES, 15]):
+        world, threads = gangs[number % len(gangs)]
+        parts = []
+        for rank in range(world):
+            with _train(view, 11, 4, world, threads, first, last, rank) as loader:
+                if saved is not None:
+                    loader.check_state(json.loads(saved))
+                parts.append(list(loader))
+                state = json.dumps(loader.state(last))
+        found += _together(parts)
+        first, saved = last, state
+    assert len(found) == len(expected) == 15
+    for one, other in zip(expected, found, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    ids = torch.cat([batch["ids"] for batch in found]).numpy()
+    for batches in range(1, 16):
+        epochs = batches * BATCH // view.samples
+        counts = np.bincount(ids[: batches * BATCH], minlength=view.samples)
+        assert set(counts.tolist()) <= {epochs, epochs + 1}
 
 
 worlds, threads_used = st.sampled_from([1, 2, 3, 4, 8]), st.sampled_from([1, 2, 5])
@@ -115,7 +165,8 @@ def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def test_a_shard_of_bad_things_keeps_what_is_good(write_tar: Callable[..., Path], tmp_path: Path) -> None:
-    """Each bad image is counted by its reason and named by its key; the others are read as ever."""
+    """Each bad image is counted by its reason and named by its key; the others are read as ever. The tar is
+    damaged too: a key comes twice, a header is broken, the end is missing."""
     photo = image_bytes(size=(40, 30))
     picture = Image.open(io.BytesIO(photo))
     bomb = _encoded(Image.new("1", (20_000, 20_000)), "PNG")
@@ -135,8 +186,22 @@ def test_a_shard_of_bad_things_keeps_what_is_good(write_tar: Callable[..., Path]
     members = []
     for key, (extension, data, _) in images.items():
         members += [(f"{key}.{extension}", data), (f"{key}.cls", b"1")]
+    lost = [("lost.jpg", photo), ("lost.cls", b"0"), ("behind.jpg", photo), ("behind.cls", b"0")]
+    members += [("good.jpg", photo), ("good.cls", b"0"), *lost, ("end.jpg", photo), ("end.cls", b"1")]
     path = write_tar("bad.tar", members)
-    prepare(WebdatasetSource(source="webdataset", train=str(path), test=str(path)), tmp_path / "out")
+    tar = bytearray(path.read_bytes())
+    broken = tar.index(b"lost.jpg")
+    tar[broken] ^= 1
+    path.write_bytes(tar[: tar.index(b"end.jpg") + 600])
+    source = WebdatasetSource(source="webdataset", train=str(path), test=str(path), allow_damaged=True)
+    left_out = prepare(source, tmp_path / "out").splits["train"].bad
+    assert [bad.reason.split(" (")[0] for bad in left_out] == [
+        f"has no valid tar header at byte {broken}",
+        "good comes a second time",
+        "lost has 0 images among its members",
+        f"is cut off: 'end.jpg' needs {tar.index(b'end.jpg') + 512 + len(photo)} bytes, the file has "
+        f"{tar.index(b'end.jpg') + 600}",
+    ]
     view = open_view(DataView(path="out", split="train"), tmp_path)
     with EvalLoader(
         view, batch=4, image_size=8, augment=AugmentSettings(), threads=2, rank=0, world=1
@@ -146,6 +211,6 @@ def test_a_shard_of_bad_things_keeps_what_is_good(write_tar: Callable[..., Path]
     expected = {key: reason for key, (_, _, reason) in images.items() if reason is not None}
     assert reasons == expected
     read = {int(n) for batch in batches for n in batch.ids[batch.weights > 0]}
-    assert {view.key(n) for n in read} == images.keys() - expected.keys()
+    assert {view.key(n) for n in read} == {*images, "behind"} - expected.keys()
     # The member that names a place outside was read where it lies; nothing was written there.
     assert not (tmp_path.parent / "climbs").exists()

@@ -14,6 +14,7 @@ import webdataset
 from PIL import Image
 
 from pipeline.config import DataView, FolderSource, GlyphsSource, WriteSettings
+from pipeline.data.jpeg_rows import cut_rows
 from pipeline.data.manifest import load_manifest
 from pipeline.data.progress import Run
 from pipeline.data.shards import member_key
@@ -88,6 +89,10 @@ def test_larger_images_are_resized_and_smaller_ones_are_not(tmp_path: Path) -> N
     sizes = {view.key(n): Image.open(io.BytesIO(view.store.read(0, n))) for n in range(view.samples)}
     assert (sizes["a/big_png"].format, sizes["a/big_png"].size) == ("JPEG", (75, 50))
     assert sizes["a/0_jpg"].size == (12, 9)
+    big = view.store.read(0, list(sizes).index("a/big_png"))
+    cut = cut_rows(big, 20, 28)
+    assert cut is not None
+    assert (cut.first, cut.exact) == (16, True), "rows above can be left out, as restart markers allow"
     assert (tmp_path / "in/train/a/0.jpg").read_bytes() == view.store.read(0, list(sizes).index("a/0_jpg"))
 
 

@@ -196,10 +196,10 @@ def test_the_quarantine_is_the_same_after_going_back_and_any_resume(
     where = zip(*view.locate(np.array([early, late])), strict=True)
     broken = [bytes(view.read_row(int(shard), int(place))) for shard, place in where]
     view.close()
-    real = assemble.decode_scaled
+    real = assemble.decode_part
     monkeypatch.setattr(
         assemble,
-        "decode_scaled",
+        "decode_part",
         lambda data, scale: "broken" if bytes(data) in broken else real(data, scale),
     )
     changes: dict[str, Any] = {"health": REWIND, "bad_samples": 0.04}
