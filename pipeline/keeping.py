@@ -30,7 +30,7 @@ from pipeline.errors import EnvironmentUnfit, VitlineError
 from pipeline.events import read_events
 from pipeline.lease import Lease
 from pipeline.remote_state import RemoteState
-from pipeline.rundir import RunDir, read_json, write_atomic, write_json
+from pipeline.rundir import JobDir, RunDir, read_json, write_atomic, write_json
 from pipeline.train.remote import RemoteCheckpoints
 
 _INTERVAL_S = 15.0
@@ -44,6 +44,7 @@ _LEFT_OUT = re.compile(
 _CHECKPOINTS = "checkpoints"
 
 Stamp = tuple[int, int]  # size in bytes, time of change in ns
+_GONE = (-1, -1)
 
 
 def url_of(config: RunConfig) -> str | None:
@@ -182,23 +183,25 @@ class Keeper:
         """Make the run's directory what the URL says. What only this directory knows of a job that others
         went on with is set aside; openings of test splits are kept, whoever made them."""
         openings = _read(self._run.openings)
-        there = self._state.files()
-        names = {name for name in there if not name.startswith(f"{_CHECKPOINTS}/")}
-        same = self._set_aside({name.split("/")[1] for name in names if name.startswith("jobs/")})
-        names = {name for name in names if name.split("/")[:2] not in [["jobs", digest] for digest in same]}
+        there = {
+            name: stored
+            for name, stored in self._state.files().items()
+            if not name.startswith(f"{_CHECKPOINTS}/")
+        }
+        same = self._stay({name.split("/")[1] for name in there if name.startswith("jobs/")})
+        names = [name for name in there if not (name.startswith("jobs/") and name.split("/")[1] in same)]
         self._state.download(self._run.path, names)
         for name in names:
             # The plan tells of two jobs of one name the newer one by this.
             if (changed := there[name].changed) is not None:
                 os.utime(self._run.path / name, (changed, changed))
         _add_lines(self._run.openings, openings)
-        found = dict(_state_files(self._run.path))
-        self._known = {name: stamp for name, stamp in found.items() if name in there}
-        self._known.pop(self._run.openings.name, None)
         self._drop_untold()
+        found = dict(_state_files(self._run.path))
+        self._known = {name: found.get(name, _GONE) for name in there if name != self._run.openings.name}
 
-    def _set_aside(self, digests: set[str]) -> set[str]:
-        """Jobs of this directory that are at the URL too: those that are done, and equal, stay (returned)."""
+    def _stay(self, digests: set[str]) -> set[str]:
+        """Jobs at the URL that are done here, and equal. What this directory has of others there is set aside."""
         same = set()
         for digest in digests:
             job = self._run.job(digest)
@@ -207,24 +210,32 @@ class Keeper:
             here = _read(job.result)
             if here and here == self._state.read(f"jobs/{digest}/result.json"):
                 same.add(digest)
-                continue
-            target = self._run.jobs / ".replaced" / f"{digest}-{time.time_ns()}"
-            target.parent.mkdir(exist_ok=True)
-            job.path.rename(target)
+            else:
+                self._set_aside(job)
         return same
+
+    def _set_aside(self, job: JobDir) -> None:
+        target = self._run.jobs / ".replaced" / f"{job.path.name}-{time.time_ns()}"
+        target.parent.mkdir(exist_ok=True)
+        job.path.rename(target)
 
     def _drop_untold(self) -> None:
         """Remove copies of checkpoints that the events kept do not tell of: their samples' ids are lost, and
-        a training that resumed from one would leave a hole in its log."""
-        for path in self._run.jobs.iterdir() if self._run.jobs.exists() else ():
+        a training that resumed from one would leave a hole in its log. One of which no copy is left begins
+        anew."""
+        for path in sorted(self._run.jobs.glob("*")):
             job = self._run.job(path.name)
-            if not job.events.exists() or job.result.exists():
-                continue
             told = {e["step"] for e in read_events(job.events)[0] if e["event"] == "checkpoint"}
+            if not told or job.result.exists() or list(job.checkpoints.glob("step-*")):
+                continue
             copies = RemoteCheckpoints(self._checkpoints, path.name)
-            for copy in copies.complete():
+            found = copies.complete()
+            for copy in found:
                 if copy.step not in told:
                     copies.remove(copy)
+            if not told & {copy.step for copy in found}:
+                self._warn(f"job {path.name} was cut short and has no copy of a checkpoint: it begins anew")
+                self._set_aside(job)
 
 
 def _state_files(run: Path) -> Iterator[tuple[str, Stamp]]:

@@ -285,23 +285,30 @@ def _wait(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("copied", [(4, 8), (8,)])
 def test_a_copy_of_a_checkpoint_that_no_event_tells_of_is_not_resumed_from(
-    machine: Callable[[str], Machine],
+    machine: Callable[[str], Machine], copied: tuple[int, ...]
 ) -> None:
-    def copy(one: Machine, step: int) -> None:
-        place = f"checkpoints/aaaa/step-{step:09d}-12345678"
-        one.state.write(f"{place}/COMPLETE", json.dumps({"format": FORMAT, "step": step}).encode())
-
     with machine("one") as one:
         log = EventLog(one.run.job("aaaa").events)
         log({"event": "checkpoint", "step": 4})
         log.close()
-        for step in (4, 8):
-            copy(one, step)
+        write(one.run, "jobs/bbbb/job.json", "{}")
+        for step in copied:
+            place = f"checkpoints/aaaa/step-{step:09d}-12345678"
+            one.state.write(f"{place}/COMPLETE", json.dumps({"format": FORMAT, "step": step}).encode())
     with machine("two") as two:
-        assert [name for name in two.state.files() if name.startswith("checkpoints/")] == [
-            "checkpoints/aaaa/step-000000004-12345678/COMPLETE"
-        ]
+        left = [name for name in two.state.files() if name.startswith("checkpoints/")]
+        if 4 in copied:
+            assert left == ["checkpoints/aaaa/step-000000004-12345678/COMPLETE"]
+            assert two.told == []
+        else:
+            # Its events say that it has saved: with them it would refuse to begin again.
+            assert left == []
+            assert not two.run.job("aaaa").events.exists()
+            assert "begins anew" in two.told[0]
+    assert ("jobs/aaaa/events.jsonl" in two.state.files()) == (4 in copied)
+    assert "jobs/bbbb/job.json" in two.state.files()
 
 
 def test_heartbeats_are_kept_once_they_are_old(
