@@ -201,7 +201,7 @@ class Keeper:
         self._known = {name: found.get(name, _GONE) for name in there if name != self._run.openings.name}
 
     def _stay(self, digests: set[str]) -> set[str]:
-        """Jobs at the URL that are done here, and equal. What this directory has of others there is set aside."""
+        """Jobs at the URL that are done here, and equal. What is here of others at the URL is set aside."""
         same = set()
         for digest in digests:
             job = self._run.job(digest)
