@@ -202,8 +202,8 @@ def duplicates(
         return
     for line in found.lines():
         typer.echo(line)
-    for path in written:
-        typer.echo(f"pairs drawn in {path}")
+    for path, drawn, pairs in written:
+        typer.echo(f"{drawn} of {pairs} pairs drawn in {path}")
     if exclude is not None:
         typer.echo(
             f"{len(found.ids)} samples of train listed in {exclude}; pre-training leaves them out with"

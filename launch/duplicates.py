@@ -69,16 +69,19 @@ class Search:
                 + ("the same bytes" if pair.exact else f"{pair.bits} bits differ")
                 for pair in other.pairs[:shown]
             ]
+            if len(other.pairs) > shown:
+                lines.append(f"  and {len(other.pairs) - shown} more; --json has them all")
         return lines
 
-    def write_sheets(self, path: Path) -> list[Path]:
-        """A picture of the pairs for each test split that has any: PATH, PATH with -2, -3, …"""
+    def write_sheets(self, path: Path) -> list[tuple[Path, int, int]]:
+        """A picture of the pairs for each test split that has any: PATH, PATH with -2, -3, …; each with the
+        pairs drawn and found."""
         written = []
         for number, other in enumerate(self.found, start=1):
             if other.pairs:
                 own = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
-                pair_sheet(own, other.pairs, self.train, other.other)
-                written.append(own)
+                drawn = pair_sheet(own, other.pairs, self.train, other.other)
+                written.append((own, drawn, len(other.pairs)))
         return written
 
     def write_exclusions(self, path: Path) -> None:

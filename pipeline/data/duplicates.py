@@ -23,7 +23,7 @@ from pipeline.data.view import View
 
 _GREY = 32  # px, side of the grey picture that is hashed and compared
 _BLOCK = 2048  # hashes of one dataset compared with _BLOCK of the other at once
-_SHOWN = 40
+_SHOWN, _COLUMNS = 60, 3  # pairs in a picture
 
 Hashed = tuple[NDArray[np.int64], NDArray[np.uint64]]
 """Places in a view, and the hashes of the images there."""
@@ -116,23 +116,23 @@ def _compare(first: bytes, second: bytes) -> tuple[float, bool] | None:
     return float(np.abs(a - b).mean()), first == second
 
 
-def pair_sheet(path: Path, pairs: list[Pair], first: View, second: View, side: int = 96) -> None:
-    """A PNG of the pairs side by side, the first `_SHOWN` of them, with their keys."""
+def pair_sheet(path: Path, pairs: list[Pair], first: View, second: View, side: int = 96) -> int:
+    """A PNG of the pairs side by side, with their keys; returns how many were drawn, at most `_SHOWN`."""
     shown = pairs[:_SHOWN]
-    sheet = Image.new("RGB", (4 * side, max(1, len(shown)) * (side + 14)), "white")
+    columns = min(_COLUMNS, max(1, len(shown)))
+    width, height = 4 * side, side + 14
+    sheet = Image.new("RGB", (columns * width, max(1, -(-len(shown) // columns)) * height), "white")
     draw = ImageDraw.Draw(sheet)
-    for row, pair in enumerate(shown):
-        for column, (view, sample) in enumerate(((first, pair.first), (second, pair.second))):
+    for number, pair in enumerate(shown):
+        x, y = number % columns * width, number // columns * height
+        for place, (view, sample) in enumerate(((first, pair.first), (second, pair.second))):
             pixels = decode(view.read(sample))
             assert not isinstance(pixels, str), "a pair of images that were decoded before"
             image = Image.fromarray(pixels)
             image.thumbnail((side, side))
-            sheet.paste(image, (column * side, row * (side + 14)))
-        exact = "exact" if pair.exact else f"{pair.bits} bits, {pair.levels:.1f} levels"
-        draw.text((2 * side + 4, row * (side + 14) + 4), exact, fill="black")
-        draw.text(
-            (2, row * (side + 14) + side),
-            f"{first.key(pair.first)} | {second.key(pair.second)}",
-            fill="black",
-        )
+            sheet.paste(image, (x + place * side, y))
+        found = "the same bytes" if pair.exact else f"{pair.bits} bits, {pair.levels:.1f} levels"
+        draw.text((x + 2 * side + 4, y + 4), found, fill="black")
+        draw.text((x + 2, y + side), f"{first.key(pair.first)} | {second.key(pair.second)}", fill="black")
     sheet.save(path)
+    return len(shown)

@@ -65,6 +65,7 @@ def test_what_is_found_twice_is_listed_and_then_not_read(photos: Path, tmp_path:
     assert f"2 pairs with test of {first}, 1 the same bytes" in result.output
     assert f"train {view.key(7)} ~ test same: the same bytes" in result.output
     assert f"3 samples of train listed in {listed}" in result.output
+    assert f"2 of 2 pairs drawn in {sheet}" in result.output
     assert sheet.is_file()
     assert (tmp_path / "pairs-2.png").is_file()
 

@@ -58,8 +58,9 @@ def test_copies_are_found_and_other_photos_are_not(
         (original, f"{original}-{number}") for original in originals for number in range(4)
     }
     assert [pair.exact for pair in pairs] == [edited.key(pair.second).endswith("-0") for pair in pairs]
-    pair_sheet(tmp_path / "pairs.png", pairs, train, edited)
-    assert Image.open(tmp_path / "pairs.png").size[0] > 300
+    assert pair_sheet(tmp_path / "pairs.png", pairs, train, edited) == len(pairs)
+    assert Image.open(tmp_path / "pairs.png").size == (3 * 384, -(-len(pairs) // 3) * 110)
+    assert pair_sheet(tmp_path / "many.png", pairs * 50, train, edited) == 60
 
 
 def test_train_and_test_photos_share_nothing(photos: Path) -> None:
