@@ -57,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_S = 2.0
 LONGEST_PAUSE_S = 60.0
+# From its list of experiments MLflow's page opens others as traces of language models.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _MOST_METRICS, _MOST_PARAMS = 1000, 100  # MLflow's limits for one call
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
 
@@ -169,7 +171,7 @@ class MlflowStore:
             self.experiment = (
                 found.experiment_id
                 if found is not None
-                else self._client.create_experiment(self.name, artifact_location=place)
+                else self._client.create_experiment(self.name, artifact_location=place, tags=_KIND)
             )
         return True
 

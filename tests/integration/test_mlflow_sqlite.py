@@ -60,6 +60,8 @@ def test_one_parent_with_a_child_a_job(
     assert mirror(made).sync()
     client = client_of(made)
     runs = all_runs(client)
+    experiment = client.get_experiment_by_name(made.config.tracking.experiment)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     parent = runs.pop("synthetic")
     assert sorted(runs) == sorted(made.digests)
     for run in (parent, *runs.values()):
