@@ -6,8 +6,11 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +83,25 @@ def test_a_store_that_stays_broken_is_named(server: Server, tmp_path: Path) -> N
     server.faults.clear()
     with pytest.raises(ReadError, match="do not have the hash in the index"):
         RemoteFile(f"{server.url}/x", tries=2).read(0, 10, lambda data: False)
+
+
+def test_a_server_without_ranges_is_found_out_at_once(tmp_path: Path) -> None:
+    """Python's own: it sends the whole file, whatever is asked for."""
+    (tmp_path / "x.tar").write_bytes(bytes(5000))
+    handler = partial(Quiet, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        file = RemoteFile(f"http://127.0.0.1:{server.server_port}/x.tar")
+        assert file.read(0, 5000) == bytes(5000)
+        for read in (lambda: file.read(0, 10), lambda: list(file.blocks(file.size()))):
+            with pytest.raises(DataError, match=r"5000 bytes of .*/x\.tar, of which bytes 0 to") as caught:
+                read()
+            assert not caught.value.retry
+        server.shutdown()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None: ...
 
 
 def test_a_missing_file_is_not_tried_again(server: Server) -> None:
