@@ -213,6 +213,9 @@ def _answers(name: str, uri: str, experiment: str) -> Check:
         if error.code == 404:
             return passed(name, f"{uri} answers; the experiment {experiment} will be made")
         hints = {401: "set MLFLOW_TRACKING_TOKEN, or user name and password", 403: "ask for permission"}
+        if error.code == 403 and b"Host header" in error.read(1000):
+            # MLflow's guard against other sites' pages; the option replaces its list, localhost too.
+            hints[403] = f"start it with --allowed-hosts {urlsplit(uri).netloc},localhost,127.0.0.1"
         return _warning(name, f"{uri} answers with {error.code}", hints.get(error.code, "look at its log"))
     except (OSError, ValueError) as error:
         return _warning(name, f"{uri} does not answer: {error}", "start it, or check address and network")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from launch.doctor_together import tracking
 from pipeline.config import RunConfig, TrackingSettings
 from pipeline.tracking import Mirror
 from tests.helpers.mlflow_server import FlakyProxy, mlflow_server
@@ -82,6 +84,22 @@ def test_everything_arrives(made: SyntheticRun, server: str, request: pytest.Fix
     assert url.startswith(f"{server}/#/experiments/")
     assert url.endswith(runs_of(server, request.node.name)["pretrain"].info.run_id)
     assert sent.url("unknown") is None
+
+
+def test_a_server_that_does_not_know_its_name_is_told_from_a_refusal(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.getaddrinfo
+
+    def resolve(host: str, *more: Any, **named: Any) -> Any:
+        return real("127.0.0.1" if host == "mlflow.example.org" else host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    name = server.replace("http://127.0.0.1", "mlflow.example.org")
+    check = tracking(TrackingSettings(uri=f"http://{name}"), tmp_path)
+    assert (check.level, check.found) == ("warn", f"http://{name} answers with 403")
+    assert f"start it with --allowed-hosts {name},localhost,127.0.0.1" in check.do
+    assert tracking(TrackingSettings(uri=server), tmp_path).level == "pass"
 
 
 def test_down_from_the_start(
