@@ -64,7 +64,7 @@ class ZeroEngine(Engine):
         rounds = settings.rounds_parameters and not any(hasattr(p, "ds_id") for p in module.parameters())
         # DeepSpeed gives the parameters other memory; what they had stays as it is.
         weights = {canonical(name): p.detach() for name, p in module.named_parameters()} if rounds else {}
-        self._engine = _initialise(module, optimizer, clip_norm, settings, shape)
+        self._engine = _initialise(module, optimizer, clip_norm, settings, shape, world)
         self.module = module
         self.optimizer = self._engine.optimizer.optimizer
         self.updates = 0
@@ -134,7 +134,7 @@ class ReplicatedEngine(PlainEngine):
         shape: BatchShape,
         world: World,
     ) -> None:
-        self._engine = _initialise(module, optimizer, clip_norm, settings, shape)
+        self._engine = _initialise(module, optimizer, clip_norm, settings, shape, world)
         self._world = world
         super().__init__(module, optimizer, clip_norm, settings.precision)
 
@@ -173,10 +173,11 @@ def _initialise(
     clip_norm: float | None,
     settings: EngineSettings,
     shape: BatchShape,
+    world: World,
 ) -> Any:
     """DeepSpeed's engine, as zero_settings.py configures it."""
     check_version(deepspeed.__version__)
-    configuration = configure(settings, shape, clip_norm)
+    configuration = configure(settings, shape, clip_norm, gpu=world.device.type == "cuda")
     return deepspeed.initialize(
         model=module, optimizer=optimizer, config=configuration, dist_init_required=False
     )[0]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 
 from model.interface import Gather, ImageModel
@@ -112,6 +113,9 @@ def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
     average = PolyakAverage(engine.fragments(), case["average"]) if "average" in case else None
     seen: dict[str, Any] = {}
     first = 0
+    # Each case compiles anew: past eight variants of a block PyTorch gives up and says nothing.
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     try:
         if "start" in case:
             masters = [f for f in engine.fragments() if f.kind == MASTER]
@@ -125,6 +129,7 @@ def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
         if case.get("linked"):
             seen["linked"] = linked(engine)
         seen |= run_steps(engine, average, first, case, shape, world)
+        seen["graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         if average is not None:
             seen["average"] = whole_tensor(average.fragments, "head.weight", world)
         if "save" in case:

@@ -33,6 +33,19 @@ def test_additions_are_merged_in() -> None:
     assert made["comms_logger"] == {"enabled": False}
 
 
+def test_processors_keep_gradients_where_they_are_at_stage_1_unless_asked_otherwise() -> None:
+    def made(stage: int, gpu: bool, **section: object) -> object:
+        settings = EngineSettings.model_validate(
+            {"stage": stage, "deepspeed": {"zero_optimization": section}}
+        )
+        return configure(settings, SHAPE, 1.0, gpu=gpu)["zero_optimization"].get("contiguous_gradients")
+
+    assert made(1, gpu=False) is False
+    assert made(1, gpu=False, contiguous_gradients=True) is True
+    assert made(1, gpu=True) is None
+    assert made(2, gpu=False) is None
+
+
 @pytest.mark.parametrize(
     ("theirs", "place"),
     [
