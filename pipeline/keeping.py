@@ -183,10 +183,9 @@ class Keeper:
         """Make the run's directory what the URL says. What only this directory knows of a job that others
         went on with is set aside; openings of test splits are kept, whoever made them."""
         openings = _read(self._run.openings)
+        everything = self._state.files()
         there = {
-            name: stored
-            for name, stored in self._state.files().items()
-            if not name.startswith(f"{_CHECKPOINTS}/")
+            name: stored for name, stored in everything.items() if not name.startswith(f"{_CHECKPOINTS}/")
         }
         same = self._stay({name.split("/")[1] for name in there if name.startswith("jobs/")})
         names = [name for name in there if not (name.startswith("jobs/") and name.split("/")[1] in same)]
@@ -196,7 +195,7 @@ class Keeper:
             if (changed := there[name].changed) is not None:
                 os.utime(self._run.path / name, (changed, changed))
         _add_lines(self._run.openings, openings)
-        self._drop_untold()
+        self._drop_untold({name.split("/")[1] for name in everything.keys() - there.keys()})
         found = dict(_state_files(self._run.path))
         self._known = {name: found.get(name, _GONE) for name in there if name != self._run.openings.name}
 
@@ -219,22 +218,22 @@ class Keeper:
         target.parent.mkdir(exist_ok=True)
         job.path.rename(target)
 
-    def _drop_untold(self) -> None:
+    def _drop_untold(self, copied: set[str]) -> None:
         """Remove copies of checkpoints that the events kept do not tell of: their samples' ids are lost, and
         a training that resumed from one would leave a hole in its log. One of which no copy is left begins
         anew."""
-        for path in sorted(self._run.jobs.glob("*")):
-            job = self._run.job(path.name)
-            told = {e["step"] for e in read_events(job.events)[0] if e["event"] == "checkpoint"}
-            if not told or job.result.exists() or list(job.checkpoints.glob("step-*")):
+        for digest in sorted(copied | {path.name for path in self._run.jobs.glob("*")}):
+            job = self._run.job(digest)
+            if job.result.exists() or list(job.checkpoints.glob("step-*")):
                 continue
-            copies = RemoteCheckpoints(self._checkpoints, path.name)
+            told = {e["step"] for e in read_events(job.events)[0] if e["event"] == "checkpoint"}
+            copies = RemoteCheckpoints(self._checkpoints, digest)
             found = copies.complete()
             for copy in found:
                 if copy.step not in told:
                     copies.remove(copy)
-            if not told & {copy.step for copy in found}:
-                self._warn(f"job {path.name} was cut short and has no copy of a checkpoint: it begins anew")
+            if told and not told & {copy.step for copy in found}:
+                self._warn(f"job {digest} was cut short and has no copy of a checkpoint: it begins anew")
                 self._set_aside(job)
 
 
