@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 import uuid
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -175,6 +176,7 @@ class Lease:
         return {
             "owner": self._owner,
             "host": socket.gethostname(),
+            "boot": _boot(),
             "pid": process.pid,
             "pid_started": process.create_time(),
             "since": process.create_time(),
@@ -205,10 +207,20 @@ def live_holder(path: Path) -> Holder | None:
     return None if holder is None or _is_dead(holder) else holder
 
 
+@cache
+def _boot() -> str:
+    """Names this start of this machine; "" where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def _is_dead(holder: Holder) -> bool:
     if not holder:
         return True
-    if holder["host"] == socket.gethostname():
+    # Copies of one image may share a name; a process is looked for only where it can be.
+    if holder["host"] == socket.gethostname() and holder.get("boot", _boot()) == _boot():
         try:
             # A pid is used again; its start time tells whether it is the same process.
             started = psutil.Process(int(holder["pid"])).create_time()
