@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.helpers.canary import CANARY, files_with
@@ -45,3 +49,31 @@ def test_a_key_in_a_url_is_refused_and_neither_shown_nor_written(
     assert f"credentials in the URL of {key}" in command.text
     assert CANARY not in command.text
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_rays_own_logs_hold_neither_secrets_nor_its_token(
+    vitline: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that is killed: one that ends takes Ray's directory away."""
+    # Ray's sockets lie in it, whose paths may be 107 characters long.
+    with tempfile.TemporaryDirectory(prefix="vl", ignore_cleanup_errors=True) as place:
+        monkeypatch.setenv("TMPDIR", place)
+        command = vitline("run", str(SMALL), f"root={tmp_path}", "pretrain.duration=100000 steps")
+        run = tmp_path / "small"
+        deadline = time.monotonic() + 300
+        while not any('"progress"' in file.read_text() for file in run.glob("jobs/*/events.jsonl")):
+            assert command.process.poll() is None, command.text
+            assert time.monotonic() < deadline, command.text
+            time.sleep(0.5)
+        token = (run / "launch" / "ray_token").read_text()
+        started = command.descendants()
+        command.process.kill()
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(started, 60)
+        logs = {path.name for path in Path(place).rglob("*.out")}
+        assert {"raylet.out", "gcs_server.out"} <= logs
+        assert files_with(CANARY, Path(place), tmp_path) == []
+        assert files_with(token, Path(place), run / "jobs") == []

@@ -105,6 +105,27 @@ def test_vtab_has_its_nineteen_tasks_in_three_groups() -> None:
     assert protocol.duration == "2_500 steps"
 
 
+def test_a_vtab_task_may_choose_on_800_images_against_200(tmp_path: Path) -> None:
+    """By the overrides that the file's head names."""
+    head = (ROOT / "configs/transfer/vtab.yaml").read_text()
+    overrides = next(line for line in head.splitlines() if "vtab-1k-chosen" in line).lstrip("# ").split()
+    given = ["datasets.kitti={source: digits}", "transfer.datasets=[kitti]", "transfer.seeds=[0]"]
+    given.append("transfer.protocol=transfer/vtab.yaml")
+
+    def data(config: RunConfig, name: str) -> tuple[int | None, float]:
+        item = planned(config)[name]
+        work = finetune.work(config, RunDir(tmp_path), item.job, item.inputs)
+        return work.data.samples, work.data.held_out
+
+    config = demo(*given, *overrides)
+    rates = ("0.001", "0.003", "0.01", "0.03")
+    chosen = [name for name in planned(config) if name.startswith("choose/kitti/pretrained/")]
+    assert chosen == [f"choose/kitti/pretrained/lr{rate}" for rate in rates]
+    # A fifth of the 1,000 is held out while a rate is chosen; all train afterwards.
+    assert {data(config, name) for name in chosen} == {(1000, 0.2)}
+    assert data(demo(*given), "finetune/kitti/pretrained/seed0") == (1000, 0.0)
+
+
 OWN = "transfer.protocol.per_dataset={digits: {duration: 7 steps, warmup: 2 steps, learning_rates: [0.5]}, \
 count: {}, orientation: {image_size: 48, train_samples: 100, held_out: 0.5}}"
 
