@@ -7,12 +7,17 @@ bf16_params and fp16 (2P then, not 4P):
     engine     parameters   gradients   masters   moments      buffers
     plain      4P           4P          -         4kP          -
     ZeRO-0     4P           4P          -         4kP          4R
-    ZeRO-1     4P           4P          4P/W      4kP/W        4R
-    ZeRO-2     4P           4P/W        4P/W      4kP/W        4R
-    ZeRO-3     4P/W         4P/W        4P/W      4kP/W        4R + 4 min(P, L)
+    ZeRO-1     4P           4P          4P/W      4kP/W        4R + 4 min(R, P)/W
+    ZeRO-2     4P           4P/W        4P/W      4kP/W        4R + 4 min(R, P)/W
+    ZeRO-3     4P/W         4P/W        4P/W      4kP/W        4R + 4 min(R, P) + 4 min(P, L)
 
-R is DeepSpeed's reduce_bucket_size (5e8 elements), L its stage3_max_live_parameters (1e9). bf16 adds
-2P (2 min(P, L) under ZeRO-3): autocast keeps the rounded copies of the weights until the backward pass.
+R is DeepSpeed's reduce_bucket_size (5e8 elements; a processor takes what is written of it, min(R, P)), L its
+stage3_max_live_parameters (1e9). A bucket is laid out anew to be reduced: for one rank after the other
+(ZeRO-2, and 1 on a GPU), for all at once (ZeRO-3), and gloo copies that once more. bf16 adds 2P (2 min(P, L)
+under ZeRO-3): autocast keeps the rounded copies of the weights until the backward pass.
+
+On a processor a save copies masters and moments, 4(1 + k)P/W, and keeps the copy's memory for the next one;
+beside a GPU that copy is in the host's memory and not counted here.
 
 Activations that autograd keeps for one image, T tokens of width D, M hidden features, c bytes a number
 (2 in bf16, 4 in float32); the residual stream and the norms' inputs are float32 always:
@@ -27,8 +32,10 @@ Convolutions: c bytes for each element that a norm reads or a ReLU makes, for th
 makes, and for what the first pool keeps. The rest of a step: the rank's
 part of the batch as bytes, the micro-batch in float32 and in c, logits, and gradients of the largest
 block. With bf16_params and fp16 the residual stream takes c bytes, so they keep less than this says.
-On a GPU, 2 GiB are added for the CUDA context, kernels and NCCL, and 5 % of all for fragmentation;
-on a processor 0.5 GiB for the interpreter and its libraries. Compiled blocks keep less than this says.
+On a GPU, 2 GiB are added for the CUDA context, kernels and NCCL, and 5 % of all for fragmentation. Compiled
+blocks keep less than this says. On a processor a process without any network holds (measured, PyTorch 2.14.1
+for CUDA, MiB): 510 PyTorch, 90 our modules and the loader's libraries, 140 the compiler's front end, which
+comes with an optimizer, 20 oneDNN's kernels with the first step; 70 more with DeepSpeed and its groups.
 """
 
 from __future__ import annotations
@@ -49,7 +56,7 @@ from model.zoo import build
 from pipeline.config import EngineSettings, TrainSettings
 
 _BUCKET, _LIVE = 500_000_000, 1_000_000_000  # DeepSpeed's defaults, elements
-_GPU_RESERVE, _CPU_RESERVE = 2 * 2**30, 2**29
+_GPU_RESERVE, _PROCESS, _DEEPSPEED = 2 * 2**30, 760 * 2**20, 70 * 2**20
 _FRAGMENTATION = 0.05
 
 
@@ -77,11 +84,13 @@ class Memory:
     buffers: int  # DeepSpeed's, and autocast's copies of weights
     activations: int
     batch: int  # pixels, logits, gradients in flight
+    saving: int  # the copy that a checkpoint is written from; 0 on a GPU
     reserve: int
 
     @property
     def total(self) -> int:
-        return self.states + self.buffers + self.activations + self.batch + self.reserve
+        parts = self.buffers + self.activations + self.batch + self.saving + self.reserve
+        return self.states + parts
 
     @property
     def states(self) -> int:
@@ -111,8 +120,13 @@ def memory_of(config: ModelConfig, parameters: int, load: Load) -> Memory:
     states = _states(parameters, load)
     buffers = _buffers(parameters, load)
     used = sum(states) + buffers + saved + batch + largest
-    reserve = _GPU_RESERVE + round(_FRAGMENTATION * used) if load.gpu else _CPU_RESERVE
-    return Memory(*states, buffers, saved, batch + largest, reserve)
+    if load.gpu:
+        return Memory(
+            *states, buffers, saved, batch + largest, 0, _GPU_RESERVE + round(_FRAGMENTATION * used)
+        )
+    saving = -(-4 * parameters // load.world) * (1 + load.moments)
+    reserve = _PROCESS + (_DEEPSPEED if load.engine.kind == "zero" else 0)
+    return Memory(*states, buffers, saved, batch + largest, saving, reserve)
 
 
 def _states(parameters: int, load: Load) -> tuple[int, int, int, int]:
@@ -136,11 +150,14 @@ def _buffers(parameters: int, load: Load) -> int:
     zero: Mapping[str, Any] = load.engine.deepspeed.get("zero_optimization") or {}
     # torch.empty: a processor gives out pages only when they are written.
     reserved = int(zero.get("reduce_bucket_size", _BUCKET))
-    bucket = 4 * (reserved if load.gpu else min(reserved, parameters))
+    filled = 4 * min(reserved, parameters)
+    bucket = 4 * reserved if load.gpu else filled
     if load.engine.stage < 3:
-        return bucket + rounded * parameters
+        by_rank = load.engine.stage == 2 or (load.engine.stage == 1 and load.gpu)
+        return bucket + rounded * parameters + (filled // load.world if by_rank else 0)
     live = min(parameters, int(zero.get("stage3_max_live_parameters", _LIVE)))
-    return bucket + (2 if load.engine.rounds_parameters else 4 + rounded) * live
+    laid_out = filled if load.gpu else 2 * filled
+    return bucket + laid_out + (2 if load.engine.rounds_parameters else 4 + rounded) * live
 
 
 # ---------------------------------------------------------------- activations

@@ -71,6 +71,7 @@ def _memory(plan: RunPlan) -> list[tuple[str, str, str]]:
         ("", _gib(memory.activations), "activations of a micro-batch"),
         ("", _gib(memory.buffers), "DeepSpeed's buckets, autocast's copies of weights"),
         ("", _gib(memory.batch + memory.reserve), "pixels, gradients in flight, runtime, fragmentation"),
+        *([("", _gib(memory.saving), "the copy that checkpoints are written from")] if memory.saving else []),
         ("", _gib(plan.transfer.memory.total), "a fine-tuning job"),
     ]
 

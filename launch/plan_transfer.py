@@ -90,7 +90,7 @@ def plan_transfer(
     )
 
 
-_NOTHING = Memory(0, 0, 0, 0, 0, 0, 0, 0)
+_NOTHING = Memory(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def _where(config: RunConfig, device: Device) -> tuple[int, Device]:

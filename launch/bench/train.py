@@ -8,8 +8,8 @@
   ready in memory; with `--gpu` of timm's model, compiled whole. Blocks of steps in turn, in the same
   processes; the ratio is taken within a pair of blocks, and the median is shown. `processor`: the same ratio
   of processor time, which other people's work changes little; waiting for other ranks is not in it.
-- `memory`: peak of rank 0 by ZeRO stage over the plan's; of a process, or with `--gpu` of what PyTorch
-  allocated, against the plan without its reserve.
+- `memory`: peak of rank 0 by ZeRO stage over the plan's, with a save on the way; of a process, with `--gpu`
+  of what PyTorch allocated, against the plan without its reserve.
 
 MFU: images/s × operations of an image ÷ the device's peak (pipeline/train/peaks.py); none on processors.
 """
@@ -22,7 +22,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,14 @@ from launch.bench.ranks import on_ranks, run_job, write_drawings, write_photos
 from launch.bench.tables import print_rows, write_rows
 from launch.plan_memory import Load, memory_of, moments_of
 from model.flops import count_parameters
-from pipeline.config import DataView, EngineSettings, ModelSettings, TrainJob, TrainSettings
+from pipeline.config import (
+    CheckpointSettings,
+    DataView,
+    EngineSettings,
+    ModelSettings,
+    TrainJob,
+    TrainSettings,
+)
 from pipeline.data.mixture import open_data
 from pipeline.errors import UserError
 from pipeline.rundir import read_json, write_json
@@ -43,7 +51,7 @@ GPU_MODELS = {
     "vit_l16": 128,
     "vit_h14": 64,
 }  # images a step that fit into 80 GB beside a peer
-_MEMORY_STEPS = 4
+_MEMORY_STEPS = 6
 
 
 def settings_of(model: str, engine: dict[str, Any], batch: int, steps: int, given: argparse.Namespace) -> Any:
@@ -117,6 +125,9 @@ def memory(
 ) -> dict[str, str]:
     """One row: the peak of rank 0 after a few steps, over what the plan says."""
     settings = settings_of(model, {"stage": stage}, batch, _MEMORY_STEPS, given)
+    # What a save copies stays, and the steps after it come on top.
+    saves = CheckpointSettings(every=f"{_MEMORY_STEPS // 2} steps", keep=1)
+    settings = settings.model_copy(update={"checkpoint": saves})
     name = f"memory-{model}-{stage}"
     events = run_job(run, name, DataView(path="data", split="train"), settings, ranks, given.device)
     peak = max(float(event["memory_mib"]) for event in events if event["event"] == "progress")
@@ -149,27 +160,47 @@ def name_of(engine: dict[str, Any]) -> str:
 
 
 def measure(given: argparse.Namespace, run: Path) -> list[dict[str, str]]:
-    """All rows, in the order in which they are printed."""
+    """All rows, in order. Each is told, and the CSV file written anew, as soon as it is there: what was
+    measured until a machine is taken away is kept."""
     if given.photos:
         write_photos(run, given.photos)
     else:
         write_drawings(run, given.image_size)
-    engine = {"kind": "plain"} if given.engine == "plain" else {"stage": 1}
-    rows = []
+    rows: list[dict[str, str]] = []
+    for measured in cases(given, run):
+        began = time.monotonic()
+        rows.append(row := measured())
+        print(
+            f"{row['what']}, {row['model']}: {row['ratio']}, in {time.monotonic() - began:.0f} s", flush=True
+        )
+        if given.csv:
+            write_rows(given.csv, rows)
+    return rows
+
+
+def cases(given: argparse.Namespace, run: Path) -> list[Callable[[], dict[str, str]]]:
+    """What there is to measure."""
+    engine: dict[str, Any] = {"kind": "plain"} if given.engine == "plain" else {"stage": 1}
+    plain: dict[str, Any] = {"kind": "plain"}
+    against: list[tuple[str, int, dict[str, Any], str, int]]
     if given.gpu:
-        for model, batch in zip(given.models, given.batches, strict=True):
-            began = time.monotonic()
-            rows.append(speed(model, engine, "timm", 1, batch, given, run))
-            print(f"{model}: {time.monotonic() - began:.0f} s", flush=True)
+        pairs = zip(given.models, given.batches, strict=True)
+        against = [(model, batch, engine, "timm", 1) for model, batch in pairs]
     else:
         model, batch = given.models[0], given.batches[0]
-        rows.append(speed(model, {"kind": "plain"}, "bare", 1, batch, given, run))
+        against = [(model, batch, plain, "bare", 1)]
         if given.engine == "zero":
-            rows.append(speed(model, engine, "bare", 1, batch, given, run))
-            rows.append(speed(model, engine, "ddp", given.ranks, batch, given, run))
-    for stage in given.memory_stages:
-        rows.append(memory(given.memory_model, stage, given.ranks, given.memory_batch, given, run))
-    return rows
+            against += [(model, batch, engine, "bare", 1), (model, batch, engine, "ddp", given.ranks)]
+    return [
+        *(
+            partial(speed, model, settings, peer, ranks, batch, given, run)
+            for model, batch, settings, peer, ranks in against
+        ),
+        *(
+            partial(memory, given.memory_model, stage, given.ranks, given.memory_batch, given, run)
+            for stage in given.memory_stages
+        ),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -180,8 +211,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = measure(given, Path(place))
     print(f"load at the end {os.getloadavg()[0]:.1f}")
     print_rows(rows)
-    if given.csv:
-        write_rows(given.csv, rows)
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from launch.bench.ranks import run_job, write_drawings
+from launch.bench.train import planned_mib
 from launch.plan_disk import checkpoint_bytes
 from launch.plan_memory import Load, activation_bytes, memory_of, moments_of
 from model.flops import count_parameters
@@ -118,6 +119,19 @@ def test_states_follow_the_table_of_the_stages() -> None:
     assert states(3, 8) == (split, split, split, 2 * split)
 
 
+def test_a_processor_keeps_the_copy_that_is_saved_and_a_gpu_does_not() -> None:
+    config = model_config("vit_ti16", num_classes=10)
+    count = count_parameters(config)
+
+    def saving(kind: str, world: int, moments: int, gpu: bool) -> int:
+        engine = EngineSettings.model_validate({"kind": kind})
+        return memory_of(config, count, Load(64, 64, world, engine, moments, gpu=gpu)).saving
+
+    assert saving("plain", 1, 2, gpu=False) == 12 * count == checkpoint_bytes(count, 2)
+    assert saving("zero", 4, 3, gpu=False) == 4 * -(-4 * count // 4)
+    assert saving("zero", 4, 3, gpu=True) == 0
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, TrainJob]:
     """A tiny real training with two checkpoints."""
@@ -172,37 +186,23 @@ def test_momentum_alone_takes_one_tensor_less() -> None:
     assert checkpoint_bytes(10, 1) == 80
 
 
-_PEAK = """
-import sys, torch
-from model.zoo import create_model
-torch.set_num_threads(1)
-model = create_model("vit_s16", num_classes=10, image_size=96)
-optimizer = torch.optim.AdamW(model.parameters())
-for _ in range(2):
-    model(torch.zeros(int(sys.argv[1]), 3, 96, 96)).sum().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-# Not getrusage: its peak is that of the parent before exec.
-lines = open("/proc/self/status").read().splitlines()
-print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
-"""
-
-
 @pytest.mark.slow
-def test_a_process_peaks_near_the_plan() -> None:
-    """Growth of the peak from 8 images to 64, and the whole, on a processor."""
-    command = [sys.executable, "-c", _PEAK]
-    peaks = {
-        images: int(subprocess.run([*command, str(images)], capture_output=True, check=True).stdout)
-        for images in (8, 64)
-    }
-    config = model_config("vit_s16", num_classes=10, image_size=96)
-    engine = EngineSettings(kind="plain")
-    predicted = {
-        images: memory_of(
-            config, count_parameters(config), Load(images, images, 1, engine, 2, gpu=False)
-        ).total
-        for images in peaks
-    }
-    assert predicted[64] - predicted[8] == pytest.approx(peaks[64] - peaks[8], rel=0.35)
-    assert predicted[64] == pytest.approx(peaks[64], rel=0.35)
+@pytest.mark.parametrize("stage", ["plain", 1, 2, 3])
+def test_a_training_on_processors_peaks_where_the_plan_says(tmp_path: Path, stage: int | str) -> None:
+    """With a save on the way; two ranks but for the plain engine."""
+    ranks = 1 if stage == "plain" else 2
+    engine = {"kind": "plain"} if stage == "plain" else {"stage": stage}
+    data = write_drawings(tmp_path, 96)
+    settings = TrainSettings(
+        model=ModelSettings(name="vit_s16"),
+        image_size=96,
+        duration="6 steps",
+        batch=16 * ranks,
+        engine=EngineSettings.model_validate({"self_test": False, **engine}),
+        checkpoint=CheckpointSettings(every="2 steps", keep=1),
+        threads=1,
+        log_every="1 steps",
+    )
+    events = run_job(tmp_path, "peak", data, settings, ranks, "cpu")
+    peak = max(event["memory_mib"] for event in events if event["event"] == "progress")
+    assert peak == pytest.approx(planned_mib(settings, 10, ranks, False), rel=0.10)

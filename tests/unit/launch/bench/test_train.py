@@ -75,8 +75,9 @@ def test_options_that_do_not_go_together_are_refused() -> None:
 def test_the_plan_of_a_gpu_is_taken_without_its_reserve() -> None:
     given = options(["--image-size", "32"])
     settings = settings_of("vit_ti32", {"stage": 1}, 2, 4, given)
-    assert planned_mib(settings, 10, 1, True) > 0
-    assert planned_mib(settings, 10, 1, False) - 512 < planned_mib(settings, 10, 1, True)
+    bucket = 5e8 * 4 / 2**20  # DeepSpeed's, which a processor does not fill
+    assert bucket < planned_mib(settings, 10, 1, True) < bucket + 500
+    assert 830 < planned_mib(settings, 10, 1, False) < bucket
 
 
 def test_timm_has_the_same_shape() -> None:
