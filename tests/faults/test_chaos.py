@@ -33,8 +33,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 SMALL = ROOT / "tests" / "integration" / "small.yaml"
 INTERVAL_S = 60.0
 BACK_S = 20.0  # after which a host that was taken comes back
-# Of 12 a second on a quiet machine, when half of the time goes into coming back.
-STEPS_PER_MINUTE = 300
+# Of 14 a second on a quiet machine, when a third of the time goes into coming back: faults come to the end.
+STEPS_PER_MINUTE = 700
 # What a driver may end with that was killed, was refused, or lost the cluster; anything else is a finding.
 ENDS = (-9, 8, 75)
 
