@@ -19,14 +19,12 @@ from torch.nn.functional import interpolate
 
 from pipeline.config import AugmentSettings
 from pipeline.data.decode import Decoded, Pixels, Wanted, whole
+from pipeline.data.jpeg_part import Box
 from pipeline.data.philox import uniforms
 from pipeline.data.randaugment import DRAWS, rand_augment
 
 _CROP_TRIES = 100
-_SMALL = 96  # px; of smaller images all rows are decoded: to leave some out would cost more
-
-Box = tuple[int, int, int, int]
-"""top, left, height, width"""
+_SMALL = 96  # px; smaller images are decoded whole: to leave something out would cost more
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +66,15 @@ def draw(settings: AugmentSettings, seed: int, epoch: NDArray[np.int64], sample:
 def train_wanted(
     settings: AugmentSettings, shape: tuple[int, int], size: int, draws: Draws, row: int
 ) -> Wanted:
-    """What decoding an image of `shape` (height, width) cannot leave out of a training sample: the rows that
-    are shown, at the largest of 1/8, 1/4, 1/2 and 1 that leaves at least `size` pixels of what is shown."""
+    """What decoding an image of `shape` (height, width) cannot leave out of a training sample: the box that
+    is shown, at the largest of 1/8, 1/4, 1/2 and 1 that leaves at least `size` pixels of what is shown."""
     least = size if settings.train != "random_crop" else _larger(settings, size)
     may_scale = settings.scaled_decode and min(shape) >= 2 * least
-    top, _, height, width = 0, 0, *shape
+    box = (0, 0, *shape)
     if settings.train == "inception" and (may_scale or min(shape) >= _SMALL):
-        top, _, height, width = inception_box(settings, shape, draws, row)
-    by = next(by for by in (8, 4, 2, 1) if by == 1 or (may_scale and min(height, width) >= by * least))
-    return Wanted(by, top, top + height)
+        box = inception_box(settings, shape, draws, row)
+    by = next(by for by in (8, 4, 2, 1) if by == 1 or (may_scale and min(box[2:]) >= by * least))
+    return Wanted(by, box)
 
 
 def train_pixels(settings: AugmentSettings, image: Decoded, size: int, draws: Draws, row: int) -> Pixels:
@@ -146,7 +144,7 @@ def _inception(settings: AugmentSettings, image: Decoded, size: int, draws: Draw
     top, left, height, width = inception_box(settings, image.shape, draws, row)
     if image.by > 1:
         top, left, height, width = _scaled_box((top, left, height, width), image)
-    return _resize(image.pixels, size, size, (top - image.first, left, height, width))
+    return _resize(image.pixels, size, size, (top - image.top, left - image.left, height, width))
 
 
 def _scaled_box(box: Box, image: Decoded) -> Box:

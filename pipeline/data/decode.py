@@ -3,8 +3,8 @@
 JPEG of 1 or 3 components goes to simplejpeg, which gives Pillow's pixels 1.4 times as fast; everything
 else, and what simplejpeg is too strict for, goes to Pillow. A truncated file is unreadable to both. A JPEG
 can be decoded at a half, a quarter or an eighth of its size from fewer of its DCT coefficients: 2.5 to 4
-times as fast for photos of megapixels, and within a level of resizing the whole, on average. Rows that
-nobody wants are left out of a JPEG where that is possible (jpeg_rows.py); the others have the same pixels.
+times as fast for photos of megapixels, and within a level of resizing the whole, on average. What nobody
+wants is left out of a JPEG where that is possible (jpeg_part.py); the rest has the same pixels.
 Transparency is dropped and orientation tags are ignored, as torchvision's loader does.
 """
 
@@ -21,9 +21,9 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.jpeg_rows import Rows, cut_rows
+from pipeline.data.jpeg_part import Box, Part, cut_part
 
-_FEW_ROWS = 0.9  # share of an image's rows; where more are wanted, looking for them costs as much
+_MOST = 0.9  # share of an image's pixels: where more are wanted, cutting them out costs as much
 MAX_PIXELS = 89_478_485  # Pillow's own limit for its warning: 256 MiB of RGB
 # Formats that Pillow reads by itself; EPS, for one, would start another program.
 _FORMATS = (
@@ -53,21 +53,21 @@ def _formats() -> list[str]:
 
 
 class Wanted(NamedTuple):
-    """What of an image is to be decoded: rows `top` … `bottom`-1 of it at least, at 1 / `by` of its size."""
+    """What of an image is to be decoded: the pixels in a box of it at least, at 1 / `by` of its size."""
 
     by: int
-    top: int
-    bottom: int
+    box: Box
 
 
 class Decoded(NamedTuple):
-    """pixels: (rows, ceil(W / by), 3) RGB of an image of `shape` (H, W): of the ceil(H / by) rows that it has
-    at this size those from `first` on."""
+    """pixels: (rows, columns, 3) RGB of an image of `shape` (H, W): of the ceil(H / by) by ceil(W / by)
+    pixels that it has at this size those from row `top` and column `left` on."""
 
     pixels: Pixels
     shape: tuple[int, int]
     by: int = 1
-    first: int = 0
+    top: int = 0
+    left: int = 0
 
 
 def decode(data: bytes) -> Pixels | str:
@@ -77,11 +77,11 @@ def decode(data: bytes) -> Pixels | str:
 
 
 def whole(height: int, width: int) -> Wanted:
-    return Wanted(1, 0, height)
+    return Wanted(1, (0, 0, height, width))
 
 
 def decode_part(data: bytes, wanted: Callable[[int, int], Wanted]) -> Decoded | str:
-    """The same, at a fraction of its size and without some rows where that is cheaper.
+    """The same, at a fraction of its size and without what is not wanted, where that is cheaper.
 
     Args:
         wanted: of (height, width) in a JPEG's header. Images of other formats, and those that go to Pillow,
@@ -108,24 +108,22 @@ def _decode_jpeg(data: bytes, wanted: Callable[[int, int], Wanted]) -> Decoded |
             return "too many pixels"
         if colour not in ("YCbCr", "Gray", "RGB"):
             return None
-        by, top, bottom = wanted(height, width)
-        cut = cut_rows(data, top, bottom, by) if bottom - top < _FEW_ROWS * height else None
-        if cut is not None:
-            rows = _cut_pixels(cut, by, width)
-            if rows is not None:
-                return Decoded(rows, (height, width), by, cut.first // by)
+        by, box = wanted(height, width)
+        part = cut_part(data, box, by) if box[2] * box[3] < _MOST * height * width else None
+        pixels = None if part is None else _part_pixels(part, by)
+        if part is not None and pixels is not None:
+            return Decoded(pixels, (height, width), by, part.top // by, part.left // by)
         return Decoded(_jpeg_pixels(data, by, height, width, strict=True), (height, width), by)
     except (ValueError, RuntimeError):
         return None
 
 
-def _cut_pixels(cut: Rows, by: int, width: int) -> Pixels | None:
-    """None: something is wrong with these rows; the whole image will tell what."""
+def _part_pixels(part: Part, by: int) -> Pixels | None:
+    """None: something is wrong with this part; the whole image will tell what."""
     try:
-        height = simplejpeg.decode_jpeg_header(cut.data)[0]
         # Complaints are not asked for where data of more rows follows. Pillow, to which images go that
         # simplejpeg complains of, passes over the same ones: for it, too, only a missing end is a fault.
-        return _jpeg_pixels(cut.data, by, height, width, strict=cut.exact)
+        return _jpeg_pixels(part.data, by, part.height, part.width, strict=part.exact)
     except (ValueError, RuntimeError):
         return None
 

@@ -182,8 +182,8 @@ def member_key(key: str, number: int, used: set[str]) -> str:
 
 
 def resized(item: Item, pixels: NDArray[np.uint8], settings: WriteSettings) -> tuple[bytes, str]:
-    """The image with its shorter side reduced to `shorter_side`, as baseline JPEG with a restart marker for
-    each row of blocks, so that rows can be left out (jpeg_rows.py); or its own bytes."""
+    """The image with its shorter side reduced to `shorter_side`, as baseline JPEG with a restart marker
+    behind each MCU, so that parts can be cut out (jpeg_part.py); or its own bytes."""
     height, width = pixels.shape[:2]
     side = settings.shorter_side
     if side is None or min(height, width) <= side:
@@ -193,5 +193,5 @@ def resized(item: Item, pixels: NDArray[np.uint8], settings: WriteSettings) -> t
     small = Image.fromarray(pixels).resize(shape, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     options = {"quality": settings.quality, "subsampling": "4:2:0", "progressive": False}
-    small.save(buffer, "jpeg", restart_marker_rows=1, **options)
+    small.save(buffer, "jpeg", restart_marker_blocks=1, **options)
     return buffer.getvalue(), "jpg"

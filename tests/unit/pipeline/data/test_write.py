@@ -14,7 +14,7 @@ import webdataset
 from PIL import Image
 
 from pipeline.config import DataView, FolderSource, GlyphsSource, WriteSettings
-from pipeline.data.jpeg_rows import cut_rows
+from pipeline.data.jpeg_part import cut_part
 from pipeline.data.manifest import load_manifest
 from pipeline.data.progress import Run
 from pipeline.data.shards import member_key
@@ -90,9 +90,9 @@ def test_larger_images_are_resized_and_smaller_ones_are_not(tmp_path: Path) -> N
     assert (sizes["a/big_png"].format, sizes["a/big_png"].size) == ("JPEG", (75, 50))
     assert sizes["a/0_jpg"].size == (12, 9)
     big = view.store.read(0, list(sizes).index("a/big_png"))
-    cut = cut_rows(big, 20, 28)
-    assert cut is not None
-    assert (cut.first, cut.exact) == (16, True), "rows above can be left out, as restart markers allow"
+    part = cut_part(big, (20, 36, 8, 8))
+    assert part is not None
+    assert (part.top, part.left, part.height, part.width, part.exact) == (16, 32, 16, 16, True)
     assert (tmp_path / "in/train/a/0.jpg").read_bytes() == view.store.read(0, list(sizes).index("a/0_jpg"))
 
 
