@@ -63,7 +63,7 @@ def with_checkpoints(config: RunConfig) -> RunConfig:
 
 def is_planned_by(name: str) -> bool:
     """Whether a plan is made of this file."""
-    return name.startswith("jobs/") and _base(name) in ("job.json", "result.json")
+    return _base(name) in ("job.json", "result.json", RunDir(Path()).report_maker.name)
 
 
 def is_status(name: str) -> bool:
