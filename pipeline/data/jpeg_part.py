@@ -14,9 +14,11 @@ Cut are baseline JPEGs of one scan that end as they should; all others are left 
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 _SOF, _LATER_SOF = (0xC0, 0xC1), frozenset({*range(0xC2, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _DRI, _SOS, _EOI = 0xDD, 0xDA, b"\xff\xd9"
@@ -79,26 +81,34 @@ def _between_restarts(data: bytes, header: _Header, box: Box, by: int) -> Part |
     columns = header.mcus // header.interval
     count = columns * -(-header.height // header.high)
     source = np.frombuffer(data, dtype=np.uint8)
-    marked = np.flatnonzero(source[header.scan : -2] == 0xFF) + header.scan
+    marked = np.flatnonzero(source[header.scan : -2] == 0xFF)
+    marked += header.scan
     markers = marked[source[marked + 1] & 0xF8 == 0xD0]
-    if len(markers) != count - 1 or np.any(source[markers + 1] & 7 != np.arange(count - 1) & 7):
+    if len(markers) != count - 1 or ((source[markers + 1] ^ _numbers(count - 1)) & 7).any():
         return None
     row, rows, top, height = _units(box[0], box[2], header.high, header.height, by)
     column, wide, left, width = _units(box[1], box[3], header.wide * header.interval, header.width, by)
-    kept = (np.arange(row, row + rows)[:, None] * columns + np.arange(column, column + wide)).ravel()
-    ends = np.append(markers, len(data) - 2)[kept]  # of each piece in `data`
-    starts = np.concatenate([[header.scan], markers + 2])[kept[::wide]]  # of each row's first
-    shift = header.scan - starts + np.concatenate([[0], np.cumsum(ends[wide - 1 :: wide] + 2 - starts)])[:-1]
+    # Where pieces end in `data`: the last before row 0, then those of each row.
+    ends = [header.scan - 2, *markers.tolist(), len(data) - 2]
+    view, pieces, places, place = memoryview(data), [], [], header.scan
+    for first in range(row * columns + column, (row + rows) * columns, columns):
+        start, *stops = ends[first : first + wide + 1]
+        pieces.append(view[start + 2 : stops[-1] + 2])
+        shift = place - start - 1  # to the second byte of the marker behind a piece
+        places += [stop + shift for stop in stops]
+        place += stops[-1] - start
     # One copy of bytes that have just been read: several take as long as what is found out here.
-    view = memoryview(data)
-    pieces = zip(starts.tolist(), ends[wide - 1 :: wide].tolist(), strict=True)
-    part = bytearray().join([view[: header.scan], *(view[start : end + 2] for start, end in pieces)])
+    part = bytearray().join([view[: header.scan], *pieces])
     struct.pack_into(">HH", part, header.height_at, height, width)
-    places = (ends.reshape(rows, wide) + shift[:, None]).ravel()
-    target = np.frombuffer(part, dtype=np.uint8)
-    target[places + 1] = 0xD0 + (np.arange(len(places)) & 7)
+    np.frombuffer(part, dtype=np.uint8)[places] = _numbers(len(places)) & 7 | 0xD0
     part[-2:] = _EOI
     return Part(part, top, left, height, width, True)
+
+
+@lru_cache(maxsize=64)
+def _numbers(count: int) -> NDArray[np.uint8]:
+    """0, 1, 2, …, and again from 0 after 255."""
+    return np.arange(count).astype(np.uint8)
 
 
 def _units(start: int, length: int, unit: int, whole: int, by: int) -> tuple[int, int, int, int]:
