@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.errors import EnvironmentUnfit, VitlineError
+from pipeline.errors import Busy, EnvironmentUnfit, VitlineError
 from pipeline.events import read_events
 from pipeline.lease import Lease
 from pipeline.remote_state import RemoteState
@@ -126,6 +126,8 @@ class Keeper:
             if error is not None:
                 self._warn(fault.found)
                 return
+            if isinstance(fault, Busy):
+                raise
             raise EnvironmentUnfit(
                 fault.found,
                 f"the end of the run at {self._state.url}",
@@ -167,11 +169,12 @@ class Keeper:
             try:
                 self.keep()
                 failed, wait_s = False, max(self._interval_s, (time.monotonic() - began) / _SHARE)
-            except VitlineError as fault:
+            except (VitlineError, OSError) as fault:
                 if self._lease.lost.is_set():
                     return
                 if not failed:
-                    self._warn(f"{fault.found}; the run goes on, what is missing there is sent later")
+                    found = fault.found if isinstance(fault, VitlineError) else fault
+                    self._warn(f"{found}; the run goes on, what is missing there is sent later")
                 failed, wait_s = True, self._interval_s
 
     def _note(self) -> None:
@@ -201,16 +204,16 @@ class Keeper:
 
     def _stay(self, digests: set[str]) -> set[str]:
         """Jobs at the URL that are done here, and equal. What is here of others at the URL is set aside."""
-        same = set()
-        for digest in digests:
-            job = self._run.job(digest)
-            if not job.path.exists():
-                continue
-            here = _read(job.result)
-            if here and here == self._state.read(f"jobs/{digest}/result.json"):
-                same.add(digest)
-            else:
-                self._set_aside(job)
+        here = {digest for digest in digests if self._run.job(digest).path.exists()}
+        results = self._state.read_all([f"jobs/{digest}/result.json" for digest in here])
+        same = {
+            digest
+            for digest in here
+            if (result := _read(self._run.job(digest).result))
+            and result == results[f"jobs/{digest}/result.json"]
+        }
+        for digest in here - same:
+            self._set_aside(self._run.job(digest))
         return same
 
     def _set_aside(self, job: JobDir) -> None:

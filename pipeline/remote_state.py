@@ -85,6 +85,15 @@ class RemoteState:
 
         return self._again(f"reading {name}", get)
 
+    def read_all(self, names: Iterable[str]) -> dict[str, bytes | None]:
+        found: dict[str, bytes | None] = {}
+
+        def get(name: str) -> None:
+            found[name] = self.read(name)
+
+        self._each(names, get)
+        return found
+
     def read_json(self, name: str) -> dict[str, Any] | None:
         """None: there is none, or it is no JSON object."""
         try:

@@ -238,6 +238,17 @@ def test_a_second_driver_elsewhere_is_refused_by_name_until_the_first_is_gone(
         assert two.state.read("events.jsonl") is None
 
 
+def test_a_driver_that_was_taken_over_says_so_at_its_end(machine: Callable[[str], Machine]) -> None:
+    one = machine("one")
+    one.__enter__()
+    write(one.run, "events.jsonl", "late")
+    # Since its last heartbeat.
+    one.state.write("lease.json", json.dumps({"owner": "other", "host": "x", "heartbeat": 0}).encode())
+    with pytest.raises(Busy, match="another driver's now"):
+        one.__exit__(None, None, None)
+    assert one.state.read("events.jsonl") is None
+
+
 def test_a_store_that_fails_is_told_and_gets_everything_later(
     machine: Callable[[str], Machine], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
