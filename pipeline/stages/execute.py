@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipeline.config import DatasetSettings
+from pipeline.config import DatasetSettings, WebdatasetSource
 from pipeline.data.progress import Run
 from pipeline.errors import StopRequested, TrainingError
 from pipeline.events import EventLog
@@ -90,6 +90,7 @@ def _prepare(run: RunDir, digest: str, job: dict[str, Any], spread: Run) -> None
         for name, split in manifest.splits.items()
         for image in split.bad
     ]
+    what = "faults of shards" if isinstance(settings, WebdatasetSource) else "unreadable images"
     write_result(
         run,
         digest,
@@ -101,6 +102,6 @@ def _prepare(run: RunDir, digest: str, job: dict[str, Any], spread: Run) -> None
             "fingerprints": {name: split.fingerprint for name, split in manifest.splits.items()},
             "unreadable": len(bad),
             "unreadable_images": bad,
-            "note": f"{len(bad)} unreadable images left out, the first: {bad[0]}" if bad else "",
+            "note": f"{len(bad)} {what} left out, the first: {bad[0]}" if bad else "",
         },
     )

@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import DataMixture, RunConfig
+from pipeline.config import DataMixture, RunConfig, WebdatasetSource
 from pipeline.config_io import load_config
 from pipeline.data.exclusions import write_exclusions
 from pipeline.errors import ConfigError, UserError
 from pipeline.graph import plan
-from pipeline.rundir import RunDir, write_json
-from pipeline.stages import finetune, pretrain
+from pipeline.rundir import RunDir, read_json, write_json
+from pipeline.stages import finetune, prepare, pretrain
 from pipeline.stages.catalog import all_jobs
 from pipeline.stages.checks import check_run
+from pipeline.stages.execute import execute
+from tests.helpers.shards import write_tar
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -187,3 +189,19 @@ def test_the_pretraining_head_is_not_taken_along(tmp_path: Path) -> None:
 def test_what_cannot_work_is_refused_before_it_starts(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_run(demo(override))
+
+
+def test_what_was_left_out_of_damaged_shards_stands_in_the_result(tmp_path: Path) -> None:
+    photo = next((ROOT / "tests/data/photos").rglob("*.jpg")).read_bytes()
+    shard = write_tar(tmp_path / "shard.tar", {"a.jpg": photo, "a.cls": b"0", "b.jpg": photo})
+    settings = WebdatasetSource(source="webdataset", train=str(shard), test=str(shard), allow_damaged=True)
+    run, job = RunDir(tmp_path / "run"), prepare.STAGE
+    told = {"name": job, "stage": job, "version": 1, "slice": {"dataset": settings.model_dump(mode="json")}}
+    write_json(run.job("adopt").job, {**told, "inputs": {}})
+    execute(run.path, "adopt")
+    result = read_json(run.job("adopt").result)
+    assert result is not None
+    assert result["outputs"]["unreadable"] == 2
+    assert result["outputs"]["note"].startswith(
+        f"2 faults of shards left out, the first: train/{shard}: b has no"
+    )
