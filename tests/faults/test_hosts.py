@@ -221,3 +221,15 @@ def test_a_head_that_is_restarted_takes_the_run_up_again(
     assert again.wait(900) == 0, cluster.output()
     check_same(run, alone, STEPS)
     show(run, record_property)
+
+
+def test_a_node_that_cannot_reach_the_driver_is_named(hosts: Callable[..., Hosts], tmp_path: Path) -> None:
+    """Jobs that it took would never be heard of again."""
+    cluster = hosts(3)
+    cluster.hide(2, 1)
+    process = start(cluster, tmp_path, host=1)
+    assert process.wait(400) == 7, cluster.output()
+    assert f"1 of 3 nodes of {cluster.cluster} did not answer in" in cluster.output()
+    assert f": {cluster.address(2)}\n" in cluster.output()
+    assert f"nodes that reach the driver's address, {cluster.address(1)}" in cluster.output()
+    assert "Traceback" not in cluster.output()

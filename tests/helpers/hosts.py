@@ -250,6 +250,10 @@ class Hosts:
         """Take the host off the network; its processes go on."""
         ip("link", "set", f"vlh{host}", "down")
 
+    def hide(self, host: int, other: int) -> None:
+        """Take one way from the network: what `host` sends to `other` is lost, and no more."""
+        ip("-n", f"vitline-h{host}", "route", "add", "blackhole", f"{self.address(other)}/32")
+
     def mend(self, host: int) -> None:
         ip("link", "set", f"vlh{host}", "up")
 
