@@ -245,7 +245,7 @@ def main() -> None:
     if any(case.get("engine", {}).get("precision") == "fp16" for case in cases):
         float16_on_processors()
     with join_world("cpu", needs_group=True, leave=False) as world:
-        seen: dict[str, Any] = {name: reference(name, 12) for name in OPTIMIZERS}
+        seen: dict[str, Any] = {name: reference(name, 28) for name in OPTIMIZERS}
         for case in cases:
             seen[case["name"]] = (run_self_test if case.get("self_test") else run_case)(case, world)
         if world.rank == 0:

@@ -2,7 +2,7 @@
 a checkpoint of any of them is continued by any other.
 
 Each world runs once, with all its cases in a row (engine_ranks.py). Two steps of each kind would not do:
-the second group's moments and stale working copies show later, so there are 5 before and 5 after saving.
+the second group's moments and stale working copies show later, so there are 5 before and 20 after saving.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def two(directory: Path) -> Seen:
             *(preset | {"steps": 3} for preset in presets),
             {"name": "stage 1 for 10 steps", "steps": 10, "linked": True, "average": 0.6},
             {"name": "stage 3 for 10 steps", "engine": {"stage": 3}, "steps": 10, "average": 0.6},
+            *({"name": f"stage {n} for 25 steps", "engine": {"stage": n}, "steps": 25} for n in (1, 3)),
             {"name": "stage 1 in 3 parts", "accumulation": 3, "steps": 5},
             {
                 "name": "stage 1 as on GPUs",
@@ -65,15 +66,15 @@ def two(directory: Path) -> Seen:
             {"name": "sgd stage 3", "optimizer": "sgd", "engine": {"stage": 3}, "steps": 5},
             {"name": "poisoned", "poison": 2, "steps": 5},
             {"name": "poisoned stage 3", "engine": {"stage": 3}, "poison": 2, "steps": 5},
-            {"name": "1 to 1", "steps": 5, "load": checkpoint("stage-1")},
-            {"name": "3 to 3", "engine": {"stage": 3}, "steps": 5, "load": checkpoint("stage-3")},
+            {"name": "1 to 1", "steps": 20, "load": checkpoint("stage-1")},
+            {"name": "3 to 3", "engine": {"stage": 3}, "steps": 20, "load": checkpoint("stage-3")},
             {"name": "1 to 3", "engine": {"stage": 3}, **saved, "load": checkpoint("stage-1")},
-            {"name": "3 to 2", "engine": {"stage": 2}, "steps": 5, "load": checkpoint("stage-3")},
+            {"name": "3 to 2", "engine": {"stage": 2}, "steps": 20, "load": checkpoint("stage-3")},
             {
                 "name": "sgd 1 to 3",
                 "optimizer": "sgd",
                 "engine": {"stage": 3},
-                "steps": 5,
+                "steps": 20,
                 "load": checkpoint("sgd"),
             },
             {"name": "self-test", "self_test": True, "accumulation": 3},
@@ -101,11 +102,11 @@ def one(directory: Path, two: Seen) -> Seen:
             {
                 "name": "3 to plain",
                 "engine": {"kind": "plain"},
-                "steps": 5,
+                "steps": 20,
                 "load": str(directory / "stage-3"),
             },
             {"name": "2 to 1", "steps": 2, "load": str(directory / "stage-2"), "save": twice},
-            {"name": "and again to 3", "engine": {"stage": 3}, "steps": 3, "load": twice},
+            {"name": "and again to 3", "engine": {"stage": 3}, "steps": 20, "load": twice},
             {"name": "self-test", "self_test": True, "engine": {"stage": 2}, "accumulation": 2},
             {"name": "self-test plain", "self_test": True, "engine": {"kind": "plain", "precision": "bf16"}},
         ],
@@ -120,8 +121,8 @@ def four(directory: Path, one: Seen) -> Seen:
         [
             {"name": "stage 1 in 3 parts", "accumulation": 3, "steps": 5},
             {"name": "stage 3", "engine": {"stage": 3}, "steps": 5},
-            {"name": "1 to 3", "engine": {"stage": 3}, "steps": 5, "load": str(directory / "stage-1")},
-            {"name": "plain to 1", "steps": 5, "load": str(directory / "plain")},
+            {"name": "1 to 3", "engine": {"stage": 3}, "steps": 20, "load": str(directory / "stage-1")},
+            {"name": "plain to 1", "steps": 20, "load": str(directory / "plain")},
         ],
         directory,
     )
@@ -157,7 +158,7 @@ def test_bf16_is_within_its_bound(one: Seen, two: Seen) -> None:
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_the_same_ranks_resume_bit_for_bit(two: Seen, stage: int) -> None:
-    assert two[f"{stage} to {stage}"]["losses"] == two[f"stage {stage} for 10 steps"]["losses"][5:]
+    assert two[f"{stage} to {stage}"]["losses"] == two[f"stage {stage} for 25 steps"]["losses"][5:]
 
 
 def test_stage_3_working_copies_are_not_stale_after_loading(two: Seen) -> None:
