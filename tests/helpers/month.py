@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from model.weights.files import save_weights
 from model.zoo import create_model
@@ -88,6 +91,17 @@ class Month:
 
     def tick(self, **options: Any) -> Answer:
         return self.ticker().tick(**options)
+
+    def dies_in_the_middle(self) -> int:
+        """A tick that dies while it holds the lease and the round is begun; its process id."""
+        pid = os.fork()
+        if pid == 0:
+            torch.set_num_threads(1)  # the threads of a pool are not there after a fork
+            self.trainer.before_start = lambda: os._exit(9)
+            self.tick()
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+        return pid
 
     def champion(self) -> str | None:
         version = self.registry.at(CHAMPION)

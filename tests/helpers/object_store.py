@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import fsspec
 import pytest
@@ -61,6 +62,16 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     _forget("s3")
+
+
+def empty_bucket(monkeypatch: pytest.MonkeyPatch, url: str, name: str) -> Any:
+    """Make s3://`name` anew at the server and have s3:// lead there; fsspec's file system of it."""
+    use_s3(monkeypatch, url)
+    files = fsspec.filesystem("s3", use_listings_cache=False)
+    if files.exists(name):
+        files.rm(name, recursive=True)
+    files.mkdir(name)
+    return files
 
 
 def use_gs(monkeypatch: pytest.MonkeyPatch, url: str) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import psutil
 import pytest
 
@@ -20,7 +19,7 @@ from pipeline.events import read_events
 from pipeline.rundir import RunDir
 from pipeline.stages import pretrain
 from pipeline.train.samplelog import read_sample_log
-from tests.helpers.object_store import s3_server, use_s3
+from tests.helpers.object_store import empty_bucket, s3_server
 from tests.helpers.trainings import pretrain_of, progress, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -44,10 +43,7 @@ SETTINGS = [
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """fsspec's file system of a server with an empty bucket."""
     with s3_server() as url:
-        use_s3(monkeypatch, url)
-        files = fsspec.filesystem("s3", use_listings_cache=False)
-        files.mkdir("runs")
-        yield files
+        yield empty_bucket(monkeypatch, url, "runs")
 
 
 def named(files: Any, name: str) -> list[str]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from launch.run import dry_run, run_config
@@ -20,7 +19,7 @@ from pipeline.graph import Selection
 from pipeline.lease import Lease
 from pipeline.remote_state import RemoteLease
 from pipeline.rundir import RunDir, write_json
-from tests.helpers.object_store import s3_server, use_s3
+from tests.helpers.object_store import empty_bucket, s3_server
 from tests.helpers.synthetic_run import synthetic_config, write_synthetic_run
 
 REMOTE = "s3://kept/runs"
@@ -30,10 +29,7 @@ URL = f"{REMOTE}/synthetic"
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with s3_server() as server:
-        use_s3(monkeypatch, server)
-        files = fsspec.filesystem("s3", use_listings_cache=False)
-        files.mkdir("kept")
-        yield files
+        yield empty_bucket(monkeypatch, server, "kept")
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from pipeline import keeping
@@ -23,7 +22,7 @@ from pipeline.lease import EXPIRY_S, Lease
 from pipeline.remote_state import RemoteLease, RemoteState
 from pipeline.rundir import RunDir, read_json, write_json
 from pipeline.train.checkpoint import FORMAT
-from tests.helpers.object_store import s3_server, use_s3
+from tests.helpers.object_store import empty_bucket, s3_server
 
 SMALL = Path(__file__).parents[2] / "integration" / "small.yaml"
 
@@ -40,11 +39,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(waits, "_FIRST_WAIT_S", 0.01)
     if request.param == "path":
         return str(tmp_path / "mounted" / "small")
-    use_s3(monkeypatch, request.getfixturevalue("server"))
-    files = fsspec.filesystem("s3", use_listings_cache=False)
-    if files.exists("runs"):
-        files.rm("runs", recursive=True)
-    files.mkdir("runs")
+    empty_bucket(monkeypatch, request.getfixturevalue("server"), "runs")
     return "s3://runs/some/small"
 
 

@@ -10,13 +10,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from pipeline.data import remote
 from pipeline.data.listing import list_shards
 from pipeline.errors import EnvironmentUnfit, UserError
-from tests.helpers.object_store import s3_server, use_s3
+from tests.helpers.object_store import empty_bucket, s3_server
 from tests.helpers.shards import write_tar
 
 WRITTEN = 1_700_000_000
@@ -96,9 +95,7 @@ def test_a_server_that_tells_no_times(directory: Path) -> None:
 
 def test_a_prefix_of_a_store(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_server() as url:
-        use_s3(monkeypatch, url)
-        store = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
-        store.mkdir("s3://listed")
+        store = empty_bucket(monkeypatch, url, "listed")
         assert list_shards("s3://listed/incoming") == []
         store.put(f"{directory}/", "s3://listed/incoming/", recursive=True)
         found = list_shards("s3://listed/incoming/")

@@ -6,12 +6,10 @@ At the end the registry stands where it should, and every decision is explained 
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 
 import pytest
-import torch
 
 from launch.retrain import pause
 from pipeline.config_io import load_config
@@ -62,14 +60,7 @@ def test_a_month(month: Month) -> None:
 
 
 def _killed_in_the_middle(month: Month) -> None:
-    """A tick that dies while it holds the lease and the round is begun."""
-    pid = os.fork()
-    if pid == 0:
-        torch.set_num_threads(1)  # the threads of a pool are not there after a fork
-        month.trainer.before_start = lambda: os._exit(9)
-        month.tick()
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    month.dies_in_the_middle()
     assert month.state.lease.exists()
     assert month.state.current() is not None
 

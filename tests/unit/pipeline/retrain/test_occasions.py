@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from launch.retrain import print_history
 from pipeline.retrain.occasions import why_stale
@@ -32,13 +30,7 @@ def test_a_tick_says_that_the_one_before_died(
     month, told = told_by(tmp_path, "lease_taken", "promoted")
     drop(month.watch, 1)
     month.day = 3
-    pid = os.fork()
-    if pid == 0:
-        torch.set_num_threads(1)  # the threads of a pool are not there after a fork
-        month.trainer.before_start = lambda: os._exit(9)
-        month.tick()
-        os._exit(1)
-    os.waitpid(pid, 0)
+    pid = month.dies_in_the_middle()
     assert month.tick().decision == "promoted"
     taken, promoted = lines(told)
     assert (taken["event"], promoted["event"]) == ("lease_taken", "promoted")

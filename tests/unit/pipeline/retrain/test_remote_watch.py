@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-import fsspec
 import pytest
 
 from pipeline.config import RunConfig, WebdatasetSource
@@ -14,7 +13,7 @@ from pipeline.retrain.opening import Scene, find_data, open_round
 from pipeline.retrain.rounds import config_of, reuse
 from pipeline.retrain.state import Round, State
 from pipeline.tracking_registry import Registry
-from tests.helpers.object_store import s3_server, use_s3
+from tests.helpers.object_store import empty_bucket, s3_server
 from tests.helpers.shards import write_tar
 from tests.helpers.synthetic_run import synthetic_config
 
@@ -42,9 +41,7 @@ def put(store: Any, home: Path, name: str, samples: int) -> None:
 
 def test_new_shards_under_a_prefix_make_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_server() as url:
-        use_s3(monkeypatch, url)
-        store = fsspec.filesystem("s3", use_listings_cache=False)
-        store.mkdir("s3://watched")
+        store = empty_bucket(monkeypatch, url, "watched")
         scene = scene_of(tmp_path)
         assert open_round(scene, 1, None) == "no shard in s3://watched/in/"
         put(store, tmp_path, "a", 2)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from pipeline.data import remote as waits
@@ -16,7 +15,7 @@ from pipeline.rundir import JobDir
 from pipeline.train.remote import RemoteCheckpoints, remote_name
 from pipeline.train.samplelog import read_sample_log
 from pipeline.train.worker import run
-from tests.helpers.object_store import s3_server, use_s3
+from tests.helpers.object_store import empty_bucket, s3_server
 from tests.helpers.train_jobs import stop_after
 
 Add = Callable[..., JobDir]
@@ -32,12 +31,7 @@ def server() -> Iterator[str]:
 @pytest.fixture
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An empty bucket; fsspec's S3 file system that sees it."""
-    use_s3(monkeypatch, server)
-    files = fsspec.filesystem("s3", use_listings_cache=False)
-    if files.exists("checkpoints"):
-        files.rm("checkpoints", recursive=True)
-    files.mkdir("checkpoints")
-    return files
+    return empty_bucket(monkeypatch, server, "checkpoints")
 
 
 def steps_at(files: Any, job: str = "aaaa") -> list[int]:

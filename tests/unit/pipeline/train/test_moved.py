@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from pipeline.errors import StopRequested
@@ -15,7 +14,7 @@ from pipeline.remote_state import RemoteState
 from pipeline.rundir import JobDir, RunDir
 from pipeline.train.samplelog import read_sample_log
 from pipeline.train.worker import run
-from tests.helpers.object_store import s3_server, use_s3
+from tests.helpers.object_store import empty_bucket, s3_server
 from tests.helpers.train_jobs import stop_after
 
 URL = "s3://moved/runs/small"
@@ -24,8 +23,7 @@ URL = "s3://moved/runs/small"
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with s3_server() as server:
-        use_s3(monkeypatch, server)
-        fsspec.filesystem("s3", use_listings_cache=False).mkdir("moved")
+        empty_bucket(monkeypatch, server, "moved")
         yield
 
 
