@@ -156,6 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path)
     given = parser.parse_args(arguments)
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    if given.work is not None:
+        given.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.work, prefix="vitline-bench-") as place:
         rows = [cost_of_saving(given, Path(place))] if given.pairs else []
         for model in given.models:

@@ -207,6 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures as the command line says and prints a table; writes it as CSV if asked."""
     given = options(arguments)
     print(f"torch {torch.__version__}, {machine(given)}, load {os.getloadavg()[0]:.1f}", flush=True)
+    if given.work is not None:
+        given.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.work, prefix="vitline-bench-") as place:
         rows = measure(given, Path(place))
     print(f"load at the end {os.getloadavg()[0]:.1f}")

@@ -66,12 +66,12 @@ def test_a_rank_loads_what_it_saved_and_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    figures = tmp_path / "figures.csv"
+    place, figures = tmp_path / "not" / "there", tmp_path / "nor" / "there" / "figures.csv"
     sizes = ["--every", "2", "--batch", "2", "--image-size", "32", "--train-model", "vit_ti32"]
-    work = ["--models", "vit_ti32", "--rounds", "1", "--work", str(tmp_path), "--csv", str(figures)]
+    work = ["--models", "vit_ti32", "--rounds", "1", "--work", str(place), "--csv", str(figures)]
     main([*work, "--pairs", "1", *sizes])
     rows = list(csv.DictReader(figures.open()))
     assert [r["what"] for r in rows] == ["every 2 steps", "save", "load", "stall", "first stall"]
     assert all(float(r["seconds"]) > 0 for r in rows)
     assert "ratio" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == [figures]
+    assert not list(place.iterdir())
