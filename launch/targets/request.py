@@ -114,13 +114,13 @@ def make_request(
     _refuse_credentials(config)
     gpus = cluster.gpus_per_node if gpus_per_node is None else gpus_per_node
     gang = config.pretrain.gang
-    per_node = _workers_per_node(config, cluster, gpus)
+    per_node, why = _workers_per_node(config, cluster, gpus)
     count = nodes or cluster.nodes or (math.ceil(gang.workers / per_node) if per_node else 1)
     least = gang.min_workers or gang.workers
     needed = math.ceil(least / per_node) if per_node else 1
     if count < needed:
         raise UserError(
-            f"pre-training has at least {least} ranks, and {count} nodes hold {count * per_node} of them",
+            f"pre-training has at least {least} ranks, {count} nodes hold {count * per_node} of them: {why}",
             f"at least {needed} nodes",
             f"give --nodes {needed}, or lower pretrain.gang.workers to {count * per_node}",
         )
@@ -129,8 +129,8 @@ def make_request(
     return Request(config, cluster, count, least_nodes, gpus, directory.resolve(), stop_after=stop_after)
 
 
-def _workers_per_node(config: RunConfig, cluster: ClusterConfig, gpus: int) -> int:
-    """Ranks that fit on a node; 0 where nothing limits them."""
+def _workers_per_node(config: RunConfig, cluster: ClusterConfig, gpus: int) -> tuple[int, str]:
+    """Ranks that fit on a node, 0 where nothing limits them; and what does."""
     gang = config.pretrain.gang
     limits = []
     if gang.gpus_per_worker:
@@ -138,6 +138,8 @@ def _workers_per_node(config: RunConfig, cluster: ClusterConfig, gpus: int) -> i
     if cluster.cpus_per_node:
         limit = int(cluster.cpus_per_node / gang.cpus_per_worker)
         limits.append((limit, f"{gang.cpus_per_worker:g} CPUs", f"{cluster.cpus_per_node} CPUs"))
+    if not limits:
+        return 0, ""
     for limit, need, have in limits:
         if limit == 0:
             raise UserError(
@@ -145,7 +147,8 @@ def _workers_per_node(config: RunConfig, cluster: ClusterConfig, gpus: int) -> i
                 "nodes that hold a rank",
                 "give --gpus-per-node or --cluster FILE, or change pretrain.gang",
             )
-    return min((limit for limit, _, _ in limits), default=0)
+    limit, need, have = min(limits)
+    return limit, f"each needs {need}, a node has {have}"
 
 
 def _refuse_credentials(config: RunConfig) -> None:

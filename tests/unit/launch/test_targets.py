@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -139,10 +140,25 @@ def test_a_gang_that_may_shrink_needs_fewer_nodes() -> None:
 
 
 def test_what_can_never_fit_is_refused_with_the_number_that_does() -> None:
-    with pytest.raises(UserError, match=r"16 ranks, and 1 nodes hold 8.*\n.*\n.*--nodes 2"):
+    with pytest.raises(UserError, match=r"16 ranks, 1 nodes hold 8.*1 GPUs.*8 GPUs\n.*\n.*--nodes 2"):
         request_of({"gpus_per_node": 8}, GPU, nodes=1)
+    with pytest.raises(UserError, match="2 nodes hold 8 of them: each needs 8 CPUs, a node has 32 CPUs"):
+        request_of({"gpus_per_node": 8, "cpus_per_node": 32}, GPU, nodes=2)
     with pytest.raises(UserError, match="a rank needs 1 GPUs, a node has 0 GPUs"):
         request_of({}, GPU)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/runs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_runs_fit_the_shipped_clusters_on_the_nodes_that_their_heads_name(path: Path) -> None:
+    found = re.search(r"Hardware: (\d+) nodes? × (\d+) H100", path.read_text())
+    assert found is not None
+    nodes, gpus = map(int, found.groups())
+    config = load_config(path)
+    for name in ("slurm", "kubernetes"):
+        cluster = load_cluster(ROOT / "configs" / "clusters" / f"{name}.yaml")
+        assert make_request(config, cluster, PLACE, nodes=nodes, gpus_per_node=gpus).nodes == nodes
+    assert cluster.kubernetes is not None
+    assert gpus * config.pretrain.gang.cpus_per_worker <= cluster.kubernetes.cpus
 
 
 def test_a_password_in_a_url_is_refused() -> None:
