@@ -234,7 +234,7 @@ class Keeper:
             found = copies.complete()
             for copy in found:
                 if copy.step not in told:
-                    copies.remove(copy)
+                    copies.remove(copy.name)
             if told and not told & {copy.step for copy in found}:
                 self._warn(f"job {digest} was cut short and has no copy of a checkpoint: it begins anew")
                 self._set_aside(job)

@@ -207,6 +207,12 @@ def live_holder(path: Path) -> Holder | None:
     return None if holder is None or _is_dead(holder) else holder
 
 
+def dead_holder(path: Path) -> Holder | None:
+    """Who left the lease at `path` and has died; empty: while it wrote it. None: nobody."""
+    holder = FilePlace(path).read()
+    return holder if holder is not None and _is_dead(holder) else None
+
+
 @cache
 def _boot() -> str:
     """Names this start of this machine; "" where the system does not say."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.data.remote import GaveUp, keep_trying
-from pipeline.data.writable import open_directory
+from pipeline.data.writable import json_object, open_directory
 from pipeline.errors import EnvironmentUnfit
 from pipeline.lease import Holder
 from pipeline.rundir import write_atomic
@@ -63,7 +63,8 @@ class RemoteState:
                 return {}
             return found
 
-        names = {path[len(self._root) :].lstrip("/"): entry for path, entry in self._listed(look).items()}
+        entries = self._again("listing it", look)
+        names = {path[len(self._root) :].lstrip("/"): entry for path, entry in entries.items()}
         return {
             name: Stored(int(entry["size"] or 0), _time_of(entry))
             for name, entry in names.items()
@@ -96,11 +97,7 @@ class RemoteState:
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """None: there is none, or it is no JSON object."""
-        try:
-            found = json.loads(self.read(name) or b"null")
-        except ValueError:
-            return None
-        return found if isinstance(found, dict) else None
+        return json_object(self.read(name))
 
     def write(self, name: str, data: bytes) -> None:
         self._again(
@@ -184,9 +181,6 @@ class RemoteState:
         if not self._flat:
             self._files.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
 
-    def _listed(self, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        return self._again("listing it", look)
-
     def _again(self, what: str, action: Callable[[], _T]) -> _T:
         try:
             return keep_trying(action, self._tries, growth=4)
@@ -212,7 +206,7 @@ class RemoteLease:
 
     def read(self) -> Holder | None:
         data = self._state.read(_LEASE)
-        return None if data is None else self._state.read_json(_LEASE) or {}
+        return None if data is None else json_object(data) or {}
 
     def replace(self, holder: Holder) -> None:
         self._state.write(_LEASE, json.dumps(holder).encode())

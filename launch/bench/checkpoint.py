@@ -19,7 +19,6 @@ import itertools
 import os
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import psutil
 import torch
 
 from launch.bench.ranks import on_ranks, run_job, write_drawings
-from launch.bench.tables import print_rows, write_rows
+from launch.bench.tables import print_rows, scratch, write_rows
 from model.flops import count_parameters
 from model.zoo import model_config
 from pipeline.config import CheckpointSettings, EngineSettings, ModelSettings, TrainSettings
@@ -156,12 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path)
     given = parser.parse_args(arguments)
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    if given.work is not None:
-        given.work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=given.work, prefix="vitline-bench-") as place:
-        rows = [cost_of_saving(given, Path(place))] if given.pairs else []
+    with scratch(given.work) as place:
+        rows = [cost_of_saving(given, place)] if given.pairs else []
         for model in given.models:
-            rows += against_plain_files(model, given, Path(place))
+            rows += against_plain_files(model, given, place)
     print(f"load at the end {os.getloadavg()[0]:.1f}")
     print_rows(rows)
     if given.csv:

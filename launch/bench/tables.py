@@ -1,12 +1,23 @@
-"""How the benches show what they measured: a table in the terminal, and a CSV file."""
+"""Where benches work, and how they show what they measured: a table in the terminal, and a CSV file."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 Rows = Sequence[Mapping[str, str]]
+
+
+@contextmanager
+def scratch(work: Path | None) -> Iterator[Path]:
+    """A new directory in `work`, which need not be there, or among the temporary ones; gone afterwards."""
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=work, prefix="vitline-bench-") as place:
+        yield Path(place)
 
 
 def print_rows(rows: Rows) -> None:

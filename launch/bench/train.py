@@ -20,7 +20,6 @@ import argparse
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,7 +29,7 @@ from typing import Any
 import torch
 
 from launch.bench.ranks import on_ranks, run_job, write_drawings, write_photos
-from launch.bench.tables import print_rows, write_rows
+from launch.bench.tables import print_rows, scratch, write_rows
 from launch.plan_memory import Load, memory_of, moments_of
 from model.flops import count_parameters
 from pipeline.config import (
@@ -207,10 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures as the command line says and prints a table; writes it as CSV if asked."""
     given = options(arguments)
     print(f"torch {torch.__version__}, {machine(given)}, load {os.getloadavg()[0]:.1f}", flush=True)
-    if given.work is not None:
-        given.work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=given.work, prefix="vitline-bench-") as place:
-        rows = measure(given, Path(place))
+    with scratch(given.work) as place:
+        rows = measure(given, place)
     print(f"load at the end {os.getloadavg()[0]:.1f}")
     print_rows(rows)
 

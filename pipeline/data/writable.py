@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import fsspec
@@ -39,3 +40,12 @@ def open_directory(url: str, setting: str) -> tuple[Any, str, bool]:
     except ValueError as error:
         raise ConfigError(f"{setting} {url!r} ({error})", "a URL that fsspec knows", "correct it") from error
     return files, str(root).rstrip("/"), scheme in _OBJECT_STORES
+
+
+def json_object(data: bytes | None) -> dict[str, Any] | None:
+    """What a file holds; None for one that is not there, torn, or no JSON object."""
+    try:
+        found = json.loads(data or b"null")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from pipeline.errors import Busy
 from pipeline.events import Event, EventLog, read_events
-from pipeline.lease import live_holder
+from pipeline.lease import dead_holder
 from pipeline.rundir import RunDir, read_json, write_json
 
 Phase = Literal[
@@ -112,12 +112,7 @@ class State:
 
     def left_behind(self) -> str | None:
         """Whose lease lies there though it has died, in words; None: nobody's."""
-        if live_holder(self.lease) is not None:
-            return None
-        try:
-            holder = read_json(self.lease)
-        except ValueError:  # it died while it wrote it
-            holder = {}
+        holder = dead_holder(self.lease)
         if holder is None:
             return None
         return f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}"

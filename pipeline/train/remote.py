@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.data.remote import GaveUp, keep_trying
-from pipeline.data.writable import open_directory
+from pipeline.data.writable import json_object, open_directory
 from pipeline.errors import EnvironmentUnfit
 from pipeline.train.checkpoint import MARKER, check_format, outlived
 
@@ -73,7 +72,7 @@ class RemoteCheckpoints:
         for name in self._names():
             path = f"{self._root}/{name}/{MARKER}"
             marker = self._again(f"reading {path}", partial(self._get, path))
-            record = _record(marker)
+            record = json_object(marker)
             if record is not None and marker is not None:
                 check_format(record, f"{self.url}: {name}")
                 found.append(RemoteCheckpoint(name, marker, record))
@@ -115,19 +114,18 @@ class RemoteCheckpoints:
         for step in outlived({checkpoint.step for checkpoint in found}, keep, keep_every):
             for checkpoint in found:
                 if checkpoint.step == step and step not in spare:
-                    self._remove(checkpoint.name)
-
-    def remove(self, checkpoint: RemoteCheckpoint) -> None:
-        self._remove(checkpoint.name)
+                    self.remove(checkpoint.name)
 
     def sweep(self) -> None:
         """Remove what no attempt completed; before an attempt's first copy."""
         complete = {checkpoint.name for checkpoint in self.complete()}
         for name in self._names():
             if name not in complete:
-                self._remove(name)
+                self.remove(name)
 
-    def _remove(self, name: str) -> None:
+    def remove(self, name: str) -> None:
+        """Remove a checkpoint, marker first."""
+
         def remove() -> None:
             with contextlib.suppress(FileNotFoundError):
                 self._files.rm_file(f"{self._root}/{name}/{MARKER}")
@@ -173,12 +171,3 @@ class RemoteCheckpoints:
                 "a store that answers and may be written to",
                 "check the URL, the rights and the network, then run again",
             ) from None
-
-
-def _record(marker: bytes | None) -> dict[str, Any] | None:
-    """The content of a marker; None for one that is not there or torn."""
-    try:
-        record = json.loads(marker or b"null")
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
