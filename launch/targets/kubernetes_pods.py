@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from launch.targets.request import Request
+from pipeline.cluster import RAY_ENVIRONMENT
 
 CONFIG_DIR = "/etc/vitline"
 # Its host's name, in every pod of Ray: the pod's own name says nothing about it.
 NODE_VARIABLE = "VITLINE_NODE"
-# A node that is cut off is noticed in 5 s; Ray's defaults take 64 s.
+# What Ray's own processes read; the rest is the driver's.
 _RAY = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "5",
-    # As pipeline/cluster.py says: the next of the small jobs finds a process with PyTorch.
-    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    name: RAY_ENVIRONMENT[name]
+    for name in (
+        "RAY_USAGE_STATS_ENABLED",
+        "RAY_health_check_initial_delay_ms",
+        "RAY_health_check_period_ms",
+        "RAY_health_check_timeout_ms",
+        "RAY_health_check_failure_threshold",
+        "RAY_idle_worker_killing_time_threshold_ms",
+    )
 }
 
 
